@@ -1,0 +1,293 @@
+//! Every line that refork can print, as one enum, and where the lines go.
+//!
+//! The plan decides that something is said by emitting a [`Note`]; its text exists only here. A line is one write(2), so
+//! that lines of master and workers do not mix.
+
+use std::fmt::{self, Display};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::Duration;
+
+/// How much a line matters. The default shows `Info` and above; `REFORK_LOG` or [`crate::Master::log_level`] change that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Something failed and what follows is said in the line.
+    Error,
+    /// A degraded mode, or input that was refused.
+    Warn,
+    /// The stages of a start, a reload and a stop.
+    Info,
+    /// Each worker's life.
+    Debug,
+}
+
+/// Where lines go when [`crate::Master::log`] was called: a plain function, so that there is nothing to lock across a fork.
+pub type Sink = fn(Level, &dyn Display);
+
+/// Why a worker's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum How {
+    Code(i32),
+    Signal(i32),
+    Unknown,
+}
+
+/// What asked for a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Trigger {
+    Change,
+    Hup,
+    Usr2,
+}
+
+/// Every line.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Note {
+    Listening { addr: String },
+    Watching { roots: Vec<PathBuf>, backend: String },
+    /// The first three paths of a batch.
+    Change { reload: Option<u64>, paths: Vec<PathBuf>, more: usize },
+    Asked { reload: u64, trigger: Trigger },
+    Draining { reload: u64, workers: usize },
+    Drained { reload: u64 },
+    Exec { reload: u64, path: PathBuf, fds: String },
+    /// A reload ends without effect: the old code serves on.
+    Dropped { reload: u64, why: String },
+    Adopted { reload: u64, listeners: usize, workers: usize },
+    Ready { reload: u64, generation: u64, workers: usize },
+    Started { slot: usize, pid: i32, generation: u64 },
+    /// Ended without being asked to.
+    Died { slot: usize, pid: i32, how: How, age: Duration, retry: Option<Duration> },
+    /// Ended as asked.
+    Ended { slot: usize, pid: i32, how: How },
+    Killing { slot: usize, pid: i32, timeout: Duration },
+    ForkFailed { slot: usize, why: String, retry: Duration },
+    /// COMMAND could not be executed by a worker.
+    Refused { why: String },
+    Stopping { signal: &'static str, workers: usize },
+    KillingAll { workers: usize },
+    Stopped,
+    /// No worker became ready at the first start.
+    CannotBoot { attempts: u32, waiting: bool },
+    WatchLost { why: String },
+    Plain(Level, String),
+}
+
+impl Note {
+    pub(crate) fn warn(text: impl Into<String>) -> Note {
+        Note::Plain(Level::Warn, text.into())
+    }
+
+    pub(crate) fn level(&self) -> Level {
+        match self {
+            Note::Plain(level, _) => *level,
+            Note::Started { .. } | Note::Ended { .. } => Level::Debug,
+            Note::Died { .. } | Note::Killing { .. } | Note::KillingAll { .. } => Level::Warn,
+            Note::Dropped { .. } | Note::ForkFailed { .. } | Note::Refused { .. } => Level::Error,
+            Note::CannotBoot { .. } | Note::WatchLost { .. } => Level::Error,
+            Note::Listening { .. } | Note::Watching { .. } | Note::Change { .. } | Note::Asked { .. } => Level::Info,
+            Note::Draining { .. } | Note::Drained { .. } | Note::Exec { .. } | Note::Adopted { .. } => Level::Info,
+            Note::Ready { .. } | Note::Stopping { .. } | Note::Stopped => Level::Info,
+        }
+    }
+}
+
+impl Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            How::Code(code) => write!(f, "exit code {code}"),
+            How::Signal(signal) => write!(f, "signal {signal}{}", signal_name(*signal)),
+            How::Unknown => f.write_str("unknown cause"),
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGHUP => " (SIGHUP)",
+        libc::SIGINT => " (SIGINT)",
+        libc::SIGQUIT => " (SIGQUIT)",
+        libc::SIGILL => " (SIGILL)",
+        libc::SIGABRT => " (SIGABRT)",
+        libc::SIGBUS => " (SIGBUS)",
+        libc::SIGFPE => " (SIGFPE)",
+        libc::SIGKILL => " (SIGKILL)",
+        libc::SIGUSR1 => " (SIGUSR1)",
+        libc::SIGSEGV => " (SIGSEGV)",
+        libc::SIGPIPE => " (SIGPIPE)",
+        libc::SIGALRM => " (SIGALRM)",
+        libc::SIGTERM => " (SIGTERM)",
+        libc::SIGSYS => " (SIGSYS)",
+        _ => "",
+    }
+}
+
+/// `n worker(s)`.
+struct Workers(usize);
+
+impl Display for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} worker{}", self.0, if self.0 == 1 { "" } else { "s" })
+    }
+}
+
+/// A path from a stranger, fit for one line: control characters are escaped.
+pub(crate) struct Shown<'a>(pub(crate) &'a Path);
+
+impl Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.to_string_lossy().chars() {
+            match c.is_control() {
+                true => write!(f, "{}", c.escape_default())?,
+                false => write!(f, "{c}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list(f: &mut fmt::Formatter<'_>, paths: &[PathBuf], more: usize) -> fmt::Result {
+    for (i, path) in paths.iter().enumerate() {
+        write!(f, "{}{}", if i == 0 { "" } else { ", " }, Shown(path))?;
+    }
+    match more {
+        0 => Ok(()),
+        more => write!(f, ", +{more} more"),
+    }
+}
+
+impl Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |d: &Duration| d.as_millis();
+        match self {
+            Note::Listening { addr } => write!(f, "listening on {addr}"),
+            Note::Watching { roots, backend } => {
+                f.write_str("watching ")?;
+                list(f, &roots[..roots.len().min(3)], roots.len().saturating_sub(3))?;
+                write!(f, " ({backend})")
+            }
+            Note::Change { reload, paths, more } => {
+                if let Some(reload) = reload {
+                    write!(f, "reload #{reload}: ")?;
+                }
+                f.write_str("change: ")?;
+                list(f, paths, *more)
+            }
+            Note::Asked { reload, trigger } => match trigger {
+                Trigger::Change => write!(f, "reload #{reload}: starting after a change"),
+                Trigger::Hup => write!(f, "reload #{reload}: asked for by SIGHUP"),
+                Trigger::Usr2 => write!(f, "reload #{reload}: asked for by SIGUSR2"),
+            },
+            Note::Draining { reload, workers } => write!(f, "reload #{reload}: draining {}", Workers(*workers)),
+            Note::Drained { reload } => write!(f, "reload #{reload}: drained"),
+            Note::Exec { reload, path, fds } => write!(f, "reload #{reload}: exec {} with fds {fds}", Shown(path)),
+            Note::Dropped { reload, why } => write!(f, "reload #{reload}: dropped: {why}; the running code serves on"),
+            Note::Adopted { reload, listeners, workers } => {
+                write!(f, "reload #{reload}: adopted {listeners} listener(s), {}", Workers(*workers))
+            }
+            Note::Ready { reload: 0, generation, workers } => {
+                write!(f, "ready: generation {generation}, {}", Workers(*workers))
+            }
+            Note::Ready { reload, generation, workers } => {
+                write!(f, "reload #{reload}: ready: generation {generation}, {}", Workers(*workers))
+            }
+            Note::Started { slot, pid, generation } => {
+                write!(f, "worker {slot} (pid {pid}) started, generation {generation}")
+            }
+            Note::Died { slot, pid, how, age, retry } => {
+                write!(f, "worker {slot} (pid {pid}) died: {how}, age {:.1} s", age.as_secs_f64())?;
+                match retry {
+                    Some(wait) if wait.is_zero() => f.write_str("; starting another"),
+                    Some(wait) => write!(f, "; starting another in {} ms", ms(wait)),
+                    None => Ok(()),
+                }
+            }
+            Note::Ended { slot, pid, how } => write!(f, "worker {slot} (pid {pid}) ended: {how}"),
+            Note::Killing { slot, pid, timeout } => {
+                write!(f, "worker {slot} (pid {pid}) did not drain in {} ms: SIGKILL", ms(timeout))
+            }
+            Note::ForkFailed { slot, why, retry } => {
+                write!(f, "cannot fork worker {slot}: {why}; next try in {} ms", ms(retry))
+            }
+            Note::Refused { why } => write!(f, "cannot execute {why}"),
+            Note::Stopping { signal, workers } => write!(f, "stopping on {signal}: draining {}", Workers(*workers)),
+            Note::KillingAll { workers } => write!(f, "stopping at once: SIGKILL to {}", Workers(*workers)),
+            Note::Stopped => f.write_str("stopped"),
+            Note::CannotBoot { attempts, waiting: true } => {
+                write!(f, "workers cannot boot ({attempts} attempts); waiting for the next change")
+            }
+            Note::CannotBoot { attempts, .. } => write!(f, "workers cannot boot ({attempts} attempts)"),
+            Note::WatchLost { why } => write!(f, "auto-reload disabled: {why}"),
+            Note::Plain(_, text) => f.write_str(text),
+        }
+    }
+}
+
+static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
+static TIME: AtomicBool = AtomicBool::new(false);
+static SINK: Mutex<Option<Sink>> = Mutex::new(None);
+static ENVIRONMENT: Once = Once::new();
+
+pub(crate) fn set_level(level: Level) {
+    read_environment();
+    LEVEL.store(level as u8, Relaxed);
+}
+
+pub(crate) fn set_sink(sink: Sink) {
+    *SINK.lock().unwrap_or_else(PoisonError::into_inner) = Some(sink);
+}
+
+/// `REFORK_LOG`: error, warn, info or debug, and `time` to put monotonic seconds before each line.
+fn read_environment() {
+    ENVIRONMENT.call_once(|| {
+        let value = std::env::var("REFORK_LOG").unwrap_or_default();
+        for word in value.split(',') {
+            let level = match word.trim() {
+                "error" => Level::Error,
+                "warn" => Level::Warn,
+                "info" => Level::Info,
+                "debug" | "trace" => Level::Debug,
+                "time" => {
+                    TIME.store(true, Relaxed);
+                    continue;
+                }
+                _ => continue,
+            };
+            LEVEL.store(level as u8, Relaxed);
+        }
+    });
+}
+
+/// Prints one line, or hands it to the user's sink.
+pub(crate) fn say(note: &Note) {
+    read_environment();
+    let level = note.level();
+    if level as u8 > LEVEL.load(Relaxed) {
+        return;
+    }
+    let sink = *SINK.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(sink) = sink {
+        return sink(level, note);
+    }
+    let time = match TIME.load(Relaxed) {
+        true => format!("{:.3} ", crate::sys::now().as_secs_f64()),
+        false => String::new(),
+    };
+    let mark = match level {
+        Level::Error => "error: ",
+        Level::Warn => "warning: ",
+        Level::Info | Level::Debug => "",
+    };
+    let line = format!("{time}refork[{}]: {mark}{note}\n", std::process::id());
+    // One write, to the end: a pipe that is full makes us wait, a closed one is nobody's to report.
+    crate::sys::signal::without_tty_stops(|| {
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    });
+}
+
+/// `say` for a warning that is used once.
+pub(crate) fn warn(text: impl Into<String>) {
+    say(&Note::warn(text));
+}
