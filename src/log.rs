@@ -45,33 +45,99 @@ pub(crate) enum Trigger {
 /// Every line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Note {
-    Listening { addr: String },
-    Watching { roots: Vec<PathBuf>, backend: String },
+    Listening {
+        addr: String,
+    },
+    Watching {
+        roots: Vec<PathBuf>,
+        backend: String,
+    },
     /// The first three paths of a batch.
-    Change { reload: Option<u64>, paths: Vec<PathBuf>, more: usize },
-    Asked { reload: u64, trigger: Trigger },
-    Draining { reload: u64, workers: usize },
-    Drained { reload: u64 },
-    Exec { reload: u64, path: PathBuf, fds: String },
+    Change {
+        reload: Option<u64>,
+        paths: Vec<PathBuf>,
+        more: usize,
+    },
+    Asked {
+        reload: u64,
+        trigger: Trigger,
+    },
+    Draining {
+        reload: u64,
+        workers: usize,
+    },
+    Drained {
+        reload: u64,
+    },
+    Exec {
+        reload: u64,
+        path: PathBuf,
+        fds: String,
+    },
     /// A reload ends without effect: the old code serves on.
-    Dropped { reload: u64, why: String },
-    Adopted { reload: u64, listeners: usize, workers: usize },
-    Ready { reload: u64, generation: u64, workers: usize },
-    Started { slot: usize, pid: i32, generation: u64 },
+    Dropped {
+        reload: u64,
+        why: String,
+    },
+    Adopted {
+        reload: u64,
+        listeners: usize,
+        workers: usize,
+    },
+    Ready {
+        reload: u64,
+        generation: u64,
+        workers: usize,
+    },
+    Started {
+        slot: usize,
+        pid: i32,
+        generation: u64,
+    },
     /// Ended without being asked to.
-    Died { slot: usize, pid: i32, how: How, age: Duration, retry: Option<Duration> },
+    Died {
+        slot: usize,
+        pid: i32,
+        how: How,
+        age: Duration,
+        retry: Option<Duration>,
+    },
     /// Ended as asked.
-    Ended { slot: usize, pid: i32, how: How },
-    Killing { slot: usize, pid: i32, timeout: Duration },
-    ForkFailed { slot: usize, why: String, retry: Duration },
+    Ended {
+        slot: usize,
+        pid: i32,
+        how: How,
+    },
+    Killing {
+        slot: usize,
+        pid: i32,
+        timeout: Duration,
+    },
+    ForkFailed {
+        slot: usize,
+        why: String,
+        retry: Duration,
+    },
     /// COMMAND could not be executed by a worker.
-    Refused { why: String },
-    Stopping { signal: &'static str, workers: usize },
-    KillingAll { workers: usize },
+    Refused {
+        why: String,
+    },
+    Stopping {
+        signal: &'static str,
+        workers: usize,
+    },
+    KillingAll {
+        workers: usize,
+    },
     Stopped,
     /// No worker became ready at the first start.
-    CannotBoot { attempts: u32, waiting: bool },
-    WatchLost { why: String },
+    CannotBoot {
+        attempts: u32,
+        waiting: bool,
+    },
+    WatchLost {
+        why: String,
+    },
     Plain(Level, String),
 }
 

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 /// Where this thread's errno lives.
 pub(super) fn errno() -> *mut libc::c_int {
-    #[cfg(any(target_os = "linux", target_os = "emscripten", target_os = "l4re"))]
-    use libc::__errno_location as location;
-    #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
-    use libc::__errno as location;
-    #[cfg(any(target_vendor = "apple", target_os = "freebsd"))]
-    use libc::__error as location;
     #[cfg(any(target_os = "illumos", target_os = "solaris"))]
     use libc::___errno as location;
+    #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
+    use libc::__errno as location;
+    #[cfg(any(target_os = "linux", target_os = "emscripten", target_os = "l4re"))]
+    use libc::__errno_location as location;
+    #[cfg(any(target_vendor = "apple", target_os = "freebsd"))]
+    use libc::__error as location;
     // SAFETY: no arguments; the answer is valid for the life of the thread.
     unsafe { location() }
 }

@@ -1,0 +1,2 @@
+//! refork
+fn main() {}
