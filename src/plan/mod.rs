@@ -3,6 +3,10 @@
 pub(crate) mod backoff;
 pub(crate) mod debounce;
 pub(crate) mod snapshot;
+pub(crate) mod supervise;
+#[cfg(test)]
+mod tests;
+pub(crate) mod token;
 
 /// A point in time: what the monotonic clock shows.
 pub(crate) type Moment = std::time::Duration;

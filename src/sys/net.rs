@@ -5,11 +5,14 @@ use std::ffi::OsStr;
 use std::io;
 use std::mem::size_of;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// Longest listen queue asked for; the kernel cuts it to its own limit (net.core.somaxconn).
 const BACKLOG: libc::c_int = 4096;
+
+/// Longest path of a Unix socket, without its NUL: the family (and on BSD the length) before it takes two bytes everywhere.
+const UNIX_PATH: usize = size_of::<libc::sockaddr_un>() - 2 - 1;
 
 /// getsockopt(2) SO_TYPE and SO_ACCEPTCONN: is this a listening stream socket? EBADF, ENOTSOCK.
 pub(crate) fn is_listening(fd: RawFd) -> io::Result<bool> {
@@ -62,22 +65,31 @@ pub(crate) fn bind_tcp(addr: SocketAddr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// socket(2), bind(2) to a path that must not exist, close-on-exec from birth. Not listening yet, so that the mode can be
-/// set before anybody can connect. `None` when the path does not fit in `sun_path` (or holds a NUL).
-pub(crate) fn bind_unix(path: &OsStr) -> io::Result<Option<OwnedFd>> {
+/// `None` when the path does not fit in `sun_path`, is empty or holds a NUL.
+fn unix_addr(path: &OsStr) -> Option<libc::sockaddr_un> {
     // SAFETY: sockaddr_un is plain old data; all zeroes is a value of it.
     let mut raw: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     raw.sun_family = libc::AF_UNIX as libc::sa_family_t;
     let bytes = path.as_bytes();
     if bytes.is_empty() || bytes.len() >= raw.sun_path.len() || bytes.contains(&0) {
-        return Ok(None);
+        return None;
     }
     for (to, from) in raw.sun_path.iter_mut().zip(bytes) {
         *to = *from as libc::c_char;
     }
+    Some(raw)
+}
+
+/// socket(2), bind(2) to a path that must not exist, close-on-exec from birth. Not listening yet, so that the mode can be
+/// set before anybody can connect. EADDRINUSE (the path exists), EACCES, ENOENT; InvalidInput: see `unix_addr`.
+pub(crate) fn bind_unix(path: &OsStr) -> io::Result<OwnedFd> {
+    let addr = unix_addr(path).ok_or_else(|| {
+        let why = format!("a socket's path has 1 to {} bytes, this one has {}", UNIX_PATH, path.len());
+        io::Error::new(io::ErrorKind::InvalidInput, why)
+    })?;
     let fd = os::socket(libc::AF_UNIX, libc::SOCK_STREAM)?;
-    bind(&fd, &raw)?;
-    Ok(Some(fd))
+    bind(&fd, &addr)?;
+    Ok(fd)
 }
 
 fn bind<A>(fd: &OwnedFd, addr: &A) -> io::Result<()> {
@@ -90,4 +102,22 @@ fn bind<A>(fd: &OwnedFd, addr: &A) -> io::Result<()> {
 pub(crate) fn listen(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers; the descriptor is open.
     cvt(unsafe { libc::listen(fd.as_raw_fd(), BACKLOG) }).map(drop)
+}
+
+/// connect(2), non-blocking: does somebody listen behind this path? A full queue counts as somebody.
+pub(crate) fn unix_answers(path: &OsStr) -> io::Result<bool> {
+    let Some(addr) = unix_addr(path) else { return Ok(false) };
+    let fd = os::socket(libc::AF_UNIX, libc::SOCK_STREAM)?;
+    super::fd::set_nonblocking(fd.as_fd(), true)?;
+    let pointer: *const libc::sockaddr_un = &addr;
+    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: `addr` is fully initialised and its size is passed.
+    match cvt(unsafe { libc::connect(fd.as_raw_fd(), pointer.cast(), len) }) {
+        Ok(_) => Ok(true),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::EAGAIN | libc::EINPROGRESS) => Ok(true),
+            Some(libc::ECONNREFUSED | libc::ENOENT) => Ok(false),
+            _ => Err(e),
+        },
+    }
 }

@@ -1,7 +1,56 @@
 //! Sees what changed on disk.
+use crate::error::Result;
+use std::path::{Path, PathBuf};
+use std::sync::{atomic::AtomicU64, Arc};
+use std::time::Duration;
 /// Where changes come from.
-#[derive(Debug)]
-pub enum Backend {}
+#[derive(Debug, Clone, Copy)]
+pub enum Backend {
+    /// auto
+    Auto,
+}
 /// Watches.
 #[derive(Debug)]
 pub struct FileChangeWatcher;
+#[allow(missing_docs, unused)]
+impl FileChangeWatcher {
+    pub fn new(
+        paths: impl IntoIterator<Item = impl Into<PathBuf>>,
+        on_change: impl FnMut(&[PathBuf]) + Send + 'static,
+    ) -> Self {
+        FileChangeWatcher
+    }
+    pub fn explicit(self, p: PathBuf) -> Self {
+        self
+    }
+    pub fn include(self, p: String) -> Self {
+        self
+    }
+    pub fn exclude(self, p: String) -> Self {
+        self
+    }
+    pub fn watch_filter(self, p: impl Fn(&Path) -> bool + Send + 'static) -> Self {
+        self
+    }
+    pub fn debounce(self, a: Duration, b: Duration) -> Self {
+        self
+    }
+    pub fn backend(self, a: Backend) -> Self {
+        self
+    }
+    pub fn reload_number(self, a: Arc<AtomicU64>) -> Self {
+        self
+    }
+    pub fn on_lost(self, p: impl FnMut(String) + Send + 'static) -> Self {
+        self
+    }
+    pub fn arm(&mut self) -> Result<()> {
+        Ok(())
+    }
+    pub fn spawn(&mut self) -> Result<()> {
+        Ok(())
+    }
+    pub fn private_fds(&self) -> Vec<i32> {
+        vec![]
+    }
+}

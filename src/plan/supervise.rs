@@ -1,0 +1,601 @@
+//! The master's decisions: events in, actions out.
+//!
+//! ```text
+//!            Start                 all slots forked, reaped, retried
+//!   New ───────────────▶ Serving ◀──────────────────────────────────────┐
+//!                         │    ▲                                        │
+//!      Change, HUP, USR2  │    │ Looked: the image cannot be executed   │
+//!                         ▼    │                                        │
+//!                       Looking ──▶ Draining ──▶ HandingOff ──▶ (exec)  │ ExecFailed
+//!                        (re-exec)   │   TERM, timeout, KILL     │      │
+//!                                    │                           └──────┤
+//!                                    └── new generation of COMMAND ─────┘
+//!
+//!   any ── TERM, INT ──▶ Stopping ── last worker reaped ──▶ Ended
+//!   Serving ── no worker ever became ready ──▶ Dormant (reload on: next change tries again) or Stopping with code 3
+//! ```
+//!
+//! A worker is `Booting` until it is ready, then `Ready`; asked to end it is `Draining` until its deadline, then `Killed`.
+//! A slot is empty, or has one worker, or waits for its back-off to pass. A reload that is asked for while one is draining
+//! is that reload: nothing of the new code has been read yet. It may only turn it into one with a re-exec.
+//!
+//! Every event has an answer in every phase: `step` has no catch-all arm.
+
+use super::backoff::Backoff;
+use super::Moment;
+use crate::log::{How, Note, Trigger};
+use std::time::Duration;
+
+/// A worker that serves without saying so is ready after this time.
+const READY_AFTER: Duration = Duration::from_secs(1);
+/// Failures of one slot, before anything was ever ready, after which the first start has failed.
+const BOOT_ATTEMPTS: u32 = 5;
+
+/// A worker's process id. The shell alone turns it into something that can be signalled.
+pub(crate) type Pid = i32;
+
+/// What the user decided.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Config {
+    pub(crate) slots: usize,
+    /// The code is in the image (library): every reload is a re-exec.
+    pub(crate) reexec: bool,
+    /// Somebody watches files: a first start that fails waits for the next change.
+    pub(crate) watching: bool,
+    pub(crate) shutdown_timeout: Duration,
+}
+
+/// Signals, by what they ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Signal {
+    Term,
+    Int,
+    /// The terminal went away.
+    Hangup,
+    Quit,
+    Hup,
+    Usr1,
+    Usr2,
+    Ttin,
+    Ttou,
+}
+
+/// Facts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Event {
+    Start,
+    /// A settled change; `own`: of the master's own image.
+    Change {
+        own: bool,
+    },
+    WatchLost,
+    Signal(Signal),
+    /// The answer to `Action::Look`: why the image cannot be executed.
+    Looked(Result<(), String>),
+    Forked {
+        slot: usize,
+        pid: Pid,
+    },
+    ForkFailed {
+        slot: usize,
+        why: String,
+    },
+    /// COMMAND runs, or the worker took its listeners: ready if it is still alive a second from now.
+    Serving {
+        pid: Pid,
+    },
+    Ready {
+        pid: Pid,
+    },
+    /// COMMAND could not be executed.
+    Refused {
+        pid: Pid,
+        code: u8,
+        why: String,
+    },
+    Exited {
+        pid: Pid,
+        how: How,
+    },
+    /// The answer to `Action::HandOff`, if there is one.
+    ExecFailed {
+        why: String,
+    },
+    /// A deadline may have passed.
+    Time,
+}
+
+/// Wishes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    /// Answered at once by `Forked` or `ForkFailed`.
+    Fork {
+        slot: usize,
+    },
+    Term {
+        pid: Pid,
+    },
+    Kill {
+        pid: Pid,
+    },
+    /// Pass SIGUSR1 on.
+    Relay {
+        pid: Pid,
+    },
+    /// Can the image be executed? Answered at once by `Looked`.
+    Look,
+    /// Replace the image. Always the last action of a step.
+    HandOff,
+    /// The new generation is ready: listeners that nobody asks for any more can go.
+    CloseDropped,
+    Exit {
+        code: u8,
+    },
+    Say(Note),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Phase {
+    New,
+    Serving,
+    Looking,
+    Draining { reexec: bool },
+    HandingOff,
+    Dormant,
+    Stopping { code: u8, forced: bool },
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum State {
+    Booting { ready_at: Option<Moment> },
+    Ready,
+    Draining { kill_at: Moment },
+    Killed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Worker {
+    pub(super) pid: Pid,
+    pub(super) slot: usize,
+    pub(super) generation: u64,
+    pub(super) born: Moment,
+    pub(super) state: State,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Slot {
+    pub(super) backoff: Backoff,
+    /// When to fork; `None`: it has a worker, or nothing is to be forked.
+    pub(super) due: Option<Moment>,
+}
+
+/// The state of the service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Supervise {
+    pub(super) config: Config,
+    pub(super) phase: Phase,
+    pub(super) slots: Vec<Slot>,
+    pub(super) workers: Vec<Worker>,
+    generation: u64,
+    reload: u64,
+    /// A worker of this service was ready once, in this image or in an earlier one.
+    ever_ready: bool,
+    /// The `ready` line of this generation has been said.
+    announced: bool,
+}
+
+impl Supervise {
+    /// A service that starts (`reload` 0), or that goes on after a re-exec.
+    pub(crate) fn new(config: Config, generation: u64, reload: u64) -> Supervise {
+        let slots = vec![Slot::default(); config.slots];
+        let ever_ready = reload > 0;
+        let phase = Phase::New;
+        Supervise { config, phase, slots, workers: Vec::new(), generation, reload, ever_ready, announced: false }
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(crate) fn reload(&self) -> u64 {
+        self.reload
+    }
+
+    /// The number of the reload that a change seen now belongs to.
+    pub(crate) fn next_reload(&self) -> u64 {
+        match self.phase {
+            Phase::Looking | Phase::Draining { .. } | Phase::HandingOff => self.reload,
+            Phase::New | Phase::Serving | Phase::Dormant | Phase::Stopping { .. } | Phase::Ended => self.reload + 1,
+        }
+    }
+
+    /// The number of slots, as TTIN and TTOU left it.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Is `Action::HandOff` still wished for?
+    pub(crate) fn handing_off(&self) -> bool {
+        self.phase == Phase::HandingOff
+    }
+
+    /// The next moment at which `Event::Time` changes something.
+    pub(crate) fn deadline(&self) -> Option<Moment> {
+        let workers = self.workers.iter().filter_map(|worker| match worker.state {
+            State::Booting { ready_at } => ready_at,
+            State::Draining { kill_at } => Some(kill_at),
+            State::Ready | State::Killed => None,
+        });
+        let serving = self.phase == Phase::Serving;
+        let slots = self.slots.iter().filter_map(|slot| slot.due.filter(|_| serving));
+        workers.chain(slots).min()
+    }
+
+    /// Answers one event. `out` gets the actions, in the order in which they are to be done.
+    pub(crate) fn step(&mut self, now: Moment, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::Start => self.start(now, out),
+            Event::Change { own } => self.change(now, own, out),
+            Event::WatchLost => self.watch_lost(now, out),
+            Event::Signal(signal) => self.signal(now, signal, out),
+            Event::Looked(answer) => self.looked(now, answer, out),
+            Event::Forked { slot, pid } => self.forked(now, slot, pid, out),
+            Event::ForkFailed { slot, why } => self.fork_failed(now, slot, why, out),
+            Event::Serving { pid } => self.serving(now, pid),
+            Event::Ready { pid } => self.ready(now, pid, out),
+            Event::Refused { pid, code, why } => self.refused(now, pid, code, why, out),
+            Event::Exited { pid, how } => self.exited(now, pid, how, out),
+            Event::ExecFailed { why } => self.exec_failed(now, why, out),
+            Event::Time => self.time(now, out),
+        }
+    }
+
+    fn start(&mut self, now: Moment, out: &mut Vec<Action>) {
+        if self.phase == Phase::New {
+            self.new_generation(now, out);
+        }
+    }
+
+    /// Forks into every slot, with a clean record.
+    fn new_generation(&mut self, now: Moment, out: &mut Vec<Action>) {
+        self.phase = Phase::Serving;
+        self.announced = false;
+        self.slots.fill(Slot { backoff: Backoff::default(), due: Some(now) });
+        self.fork_due(now, out);
+    }
+
+    fn fork_due(&mut self, now: Moment, out: &mut Vec<Action>) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        for (slot, state) in self.slots.iter_mut().enumerate() {
+            let free = self.workers.iter().all(|worker| worker.slot != slot);
+            if free && state.due.is_some_and(|due| due <= now) {
+                state.due = None;
+                out.push(Action::Fork { slot });
+            }
+        }
+    }
+
+    fn change(&mut self, now: Moment, own: bool, out: &mut Vec<Action>) {
+        let reexec = own || self.config.reexec;
+        match &mut self.phase {
+            Phase::Serving | Phase::Dormant => self.begin_reload(now, reexec, None, out),
+            Phase::Draining { reexec: planned } => *planned |= reexec,
+            Phase::New | Phase::Looking | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    /// `asked`: say so; a change has had its line already.
+    fn begin_reload(&mut self, now: Moment, reexec: bool, asked: Option<Trigger>, out: &mut Vec<Action>) {
+        self.reload += 1;
+        if let Some(trigger) = asked {
+            out.push(Action::Say(Note::Asked { reload: self.reload, trigger }));
+        }
+        if reexec {
+            self.phase = Phase::Looking;
+            out.push(Action::Look);
+        } else {
+            self.drain(now, false, out);
+        }
+    }
+
+    fn looked(&mut self, now: Moment, answer: Result<(), String>, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Looking => match answer {
+                Ok(()) => self.drain(now, true, out),
+                Err(why) => self.resume(now, why, out),
+            },
+            Phase::New | Phase::Serving | Phase::Draining { .. } | Phase::HandingOff | Phase::Dormant => {}
+            Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    /// The reload is dropped: what ran goes on running, what was drained is forked again.
+    fn resume(&mut self, now: Moment, why: String, out: &mut Vec<Action>) {
+        out.push(Action::Say(Note::Dropped { reload: self.reload, why }));
+        self.phase = Phase::Serving;
+        for slot in 0..self.slots.len() {
+            if self.workers.iter().all(|worker| worker.slot != slot) && self.slots[slot].due.is_none() {
+                self.slots[slot].due = Some(now);
+            }
+        }
+        self.fork_due(now, out);
+    }
+
+    fn drain(&mut self, now: Moment, reexec: bool, out: &mut Vec<Action>) {
+        self.phase = Phase::Draining { reexec };
+        out.push(Action::Say(Note::Draining { reload: self.reload, workers: self.workers.len() }));
+        self.term_all(now, out);
+        self.drained_if_empty(now, out);
+    }
+
+    fn term_all(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let kill_at = now + self.config.shutdown_timeout;
+        for worker in &mut self.workers {
+            if matches!(worker.state, State::Booting { .. } | State::Ready) {
+                worker.state = State::Draining { kill_at };
+                out.push(Action::Term { pid: worker.pid });
+            }
+        }
+    }
+
+    fn kill_all(&mut self, out: &mut Vec<Action>) {
+        out.push(Action::Say(Note::KillingAll { workers: self.workers.len() }));
+        for worker in &mut self.workers {
+            worker.state = State::Killed;
+            out.push(Action::Kill { pid: worker.pid });
+        }
+    }
+
+    /// The last worker of a drain or of a stop is gone.
+    fn drained_if_empty(&mut self, now: Moment, out: &mut Vec<Action>) {
+        if !self.workers.is_empty() {
+            return;
+        }
+        match self.phase {
+            Phase::Draining { reexec } => {
+                out.push(Action::Say(Note::Drained { reload: self.reload }));
+                self.generation += 1;
+                if reexec {
+                    self.phase = Phase::HandingOff;
+                    out.push(Action::HandOff);
+                } else {
+                    self.new_generation(now, out);
+                }
+            }
+            Phase::Stopping { code, .. } => {
+                self.phase = Phase::Ended;
+                out.push(Action::Say(Note::Stopped));
+                out.push(Action::Exit { code });
+            }
+            Phase::New | Phase::Serving | Phase::Looking | Phase::HandingOff | Phase::Dormant | Phase::Ended => {}
+        }
+    }
+
+    fn exec_failed(&mut self, now: Moment, why: String, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::HandingOff => {
+                self.generation -= 1;
+                self.resume(now, why, out);
+            }
+            Phase::New | Phase::Serving | Phase::Looking | Phase::Draining { .. } | Phase::Dormant => {}
+            Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    fn watch_lost(&mut self, now: Moment, out: &mut Vec<Action>) {
+        self.config.watching = false;
+        if self.phase == Phase::Dormant {
+            self.stop(now, 3, out);
+        }
+    }
+
+    fn signal(&mut self, now: Moment, signal: Signal, out: &mut Vec<Action>) {
+        match signal {
+            Signal::Term => self.ask_stop(now, "SIGTERM", out),
+            Signal::Int => self.ask_stop(now, "SIGINT", out),
+            Signal::Hangup => self.ask_stop(now, "SIGHUP (the terminal is gone)", out),
+            Signal::Quit => self.stop_at_once(now, out),
+            Signal::Hup => self.ask_reload(now, Trigger::Hup, out),
+            Signal::Usr2 => self.ask_reload(now, Trigger::Usr2, out),
+            Signal::Usr1 => out.extend(self.workers.iter().map(|worker| Action::Relay { pid: worker.pid })),
+            Signal::Ttin => self.more(now, out),
+            Signal::Ttou => self.fewer(now, out),
+        }
+    }
+
+    fn ask_reload(&mut self, now: Moment, trigger: Trigger, out: &mut Vec<Action>) {
+        let reexec = trigger == Trigger::Usr2 || self.config.reexec;
+        match &mut self.phase {
+            Phase::Serving | Phase::Dormant => self.begin_reload(now, reexec, Some(trigger), out),
+            Phase::Draining { reexec: planned } => *planned |= reexec,
+            Phase::New | Phase::Looking | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    fn ask_stop(&mut self, now: Moment, signal: &'static str, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::New
+            | Phase::Serving
+            | Phase::Looking
+            | Phase::Draining { .. }
+            | Phase::HandingOff
+            | Phase::Dormant => {
+                out.push(Action::Say(Note::Stopping { signal, workers: self.workers.len() }));
+                self.stop(now, 0, out);
+            }
+            Phase::Stopping { forced: false, .. } => self.stop_at_once(now, out),
+            Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    fn stop(&mut self, now: Moment, code: u8, out: &mut Vec<Action>) {
+        self.phase = Phase::Stopping { code, forced: false };
+        self.term_all(now, out);
+        self.drained_if_empty(now, out);
+    }
+
+    fn stop_at_once(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let code = match self.phase {
+            Phase::Stopping { code, forced: false } => code,
+            Phase::New | Phase::Serving | Phase::Looking | Phase::Draining { .. } | Phase::HandingOff => 0,
+            Phase::Dormant => 0,
+            Phase::Stopping { .. } | Phase::Ended => return,
+        };
+        self.phase = Phase::Stopping { code, forced: true };
+        self.kill_all(out);
+        self.drained_if_empty(now, out);
+    }
+
+    fn more(&mut self, now: Moment, out: &mut Vec<Action>) {
+        self.slots.push(Slot { backoff: Backoff::default(), due: Some(now) });
+        self.fork_due(now, out);
+    }
+
+    fn fewer(&mut self, now: Moment, out: &mut Vec<Action>) {
+        if self.slots.len() < 2 {
+            return;
+        }
+        self.slots.pop();
+        let kill_at = now + self.config.shutdown_timeout;
+        for worker in self.workers.iter_mut().filter(|worker| worker.slot == self.slots.len()) {
+            if matches!(worker.state, State::Booting { .. } | State::Ready) {
+                worker.state = State::Draining { kill_at };
+                out.push(Action::Term { pid: worker.pid });
+            }
+        }
+    }
+
+    fn forked(&mut self, now: Moment, slot: usize, pid: Pid, out: &mut Vec<Action>) {
+        let generation = self.generation;
+        self.workers.push(Worker { pid, slot, generation, born: now, state: State::Booting { ready_at: None } });
+        out.push(Action::Say(Note::Started { slot, pid, generation }));
+    }
+
+    fn fork_failed(&mut self, now: Moment, slot: usize, why: String, out: &mut Vec<Action>) {
+        if let Some(state) = self.slots.get_mut(slot) {
+            // Never at once: what is exhausted needs a moment.
+            state.backoff.failed(Duration::ZERO);
+            let due = state.backoff.next(now, Duration::ZERO);
+            state.due = Some(due);
+            out.push(Action::Say(Note::ForkFailed { slot, why, retry: due - now }));
+        }
+    }
+
+    fn worker(&mut self, pid: Pid) -> Option<&mut Worker> {
+        self.workers.iter_mut().find(|worker| worker.pid == pid)
+    }
+
+    fn serving(&mut self, now: Moment, pid: Pid) {
+        if let Some(Worker { state: State::Booting { ready_at }, .. }) = self.worker(pid) {
+            ready_at.get_or_insert(now + READY_AFTER);
+        }
+    }
+
+    fn ready(&mut self, now: Moment, pid: Pid, out: &mut Vec<Action>) {
+        let Some(worker) = self.worker(pid) else { return };
+        if !matches!(worker.state, State::Booting { .. }) {
+            return;
+        }
+        worker.state = State::Ready;
+        self.ever_ready = true;
+        if self.phase == Phase::Dormant {
+            self.phase = Phase::Serving;
+            for (slot, state) in self.slots.iter_mut().enumerate() {
+                if self.workers.iter().all(|worker| worker.slot != slot) {
+                    state.due = Some(now);
+                }
+            }
+            self.fork_due(now, out);
+        }
+        let ready = self.workers.iter().filter(|worker| worker.state == State::Ready).count();
+        if !self.announced && ready == self.slots.len() {
+            self.announced = true;
+            let (reload, generation) = (self.reload, self.generation);
+            out.push(Action::Say(Note::Ready { reload, generation, workers: ready }));
+            out.push(Action::CloseDropped);
+        }
+    }
+
+    fn refused(&mut self, now: Moment, pid: Pid, code: u8, why: String, out: &mut Vec<Action>) {
+        if self.worker(pid).is_none() {
+            return;
+        }
+        out.push(Action::Say(Note::Refused { why }));
+        let starting = matches!(self.phase, Phase::New | Phase::Serving | Phase::Dormant | Phase::Looking);
+        if starting && !self.ever_ready {
+            self.stop(now, code, out);
+        }
+    }
+
+    fn exited(&mut self, now: Moment, pid: Pid, how: How, out: &mut Vec<Action>) {
+        let Some(at) = self.workers.iter().position(|worker| worker.pid == pid) else { return };
+        let Worker { slot, born, state, .. } = self.workers.swap_remove(at);
+        match state {
+            State::Draining { .. } | State::Killed => {
+                out.push(Action::Say(Note::Ended { slot, pid, how }));
+                // A slot that was taken away and given back while its worker drained.
+                let serving = self.phase == Phase::Serving;
+                if let Some(state) = self.slots.get_mut(slot).filter(|_| serving) {
+                    state.due.get_or_insert(now);
+                }
+                self.fork_due(now, out);
+            }
+            State::Booting { .. } | State::Ready => self.died(now, slot, pid, how, now.saturating_sub(born), out),
+        }
+        self.drained_if_empty(now, out);
+    }
+
+    fn died(&mut self, now: Moment, slot: usize, pid: Pid, how: How, age: Duration, out: &mut Vec<Action>) {
+        let respawns = matches!(self.phase, Phase::Serving | Phase::Looking);
+        let mut retry = None;
+        let mut failures = 0;
+        if let Some(state) = self.slots.get_mut(slot).filter(|_| respawns) {
+            let due = state.backoff.next(now, age);
+            failures = state.backoff.failures();
+            state.due = Some(due);
+            retry = Some(due - now);
+        }
+        let gives_up = !self.ever_ready && failures >= BOOT_ATTEMPTS;
+        let retry = retry.filter(|_| !gives_up);
+        out.push(Action::Say(Note::Died { slot, pid, how, age, retry }));
+        if gives_up {
+            self.give_up(now, failures, out);
+        }
+        self.fork_due(now, out);
+    }
+
+    /// The very first start has failed.
+    fn give_up(&mut self, now: Moment, attempts: u32, out: &mut Vec<Action>) {
+        let waiting = self.config.watching;
+        out.push(Action::Say(Note::CannotBoot { attempts, waiting }));
+        if waiting {
+            self.phase = Phase::Dormant;
+            self.slots.iter_mut().for_each(|slot| slot.due = None);
+        } else {
+            self.stop(now, 3, out);
+        }
+    }
+
+    fn time(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let mut ready = Vec::new();
+        for worker in &mut self.workers {
+            match worker.state {
+                State::Booting { ready_at: Some(at) } if at <= now => ready.push(worker.pid),
+                State::Draining { kill_at } if kill_at <= now => {
+                    worker.state = State::Killed;
+                    let (slot, pid, timeout) = (worker.slot, worker.pid, self.config.shutdown_timeout);
+                    out.push(Action::Say(Note::Killing { slot, pid, timeout }));
+                    out.push(Action::Kill { pid });
+                }
+                State::Booting { .. } | State::Ready | State::Draining { .. } | State::Killed => {}
+            }
+        }
+        for pid in ready {
+            self.ready(now, pid, out);
+        }
+        self.fork_due(now, out);
+    }
+}

@@ -1,0 +1,263 @@
+//! One life after another: events in, actions out, compared with a table.
+
+use crate::log::{How, Note, Trigger};
+use crate::plan::supervise::*;
+use std::time::Duration;
+
+/// A supervisor with a clock that the test moves and forks that always work: pids 101, 102, ...
+struct Life {
+    plan: Supervise,
+    now: Duration,
+    next: Pid,
+    log: Vec<String>,
+}
+
+fn config(reexec: bool) -> Config {
+    Config { slots: 2, reexec, watching: true, shutdown_timeout: Duration::from_secs(10) }
+}
+
+impl Life {
+    fn new(config: Config) -> Life {
+        let mut life =
+            Life { plan: Supervise::new(config, 1, 0), now: Duration::from_secs(1000), next: 101, log: vec![] };
+        life.give(Event::Start);
+        life
+    }
+
+    /// Feeds an event, answers forks and looks, and returns what was done, without the notes.
+    fn give(&mut self, event: Event) -> String {
+        let mut done = Vec::new();
+        let mut queue = std::collections::VecDeque::from([event]);
+        while let Some(event) = queue.pop_front() {
+            let mut actions = Vec::new();
+            self.plan.step(self.now, event, &mut actions);
+            for action in actions {
+                match action {
+                    Action::Fork { slot } => {
+                        done.push(format!("fork {slot}"));
+                        queue.push_back(Event::Forked { slot, pid: self.next });
+                        self.next += 1;
+                    }
+                    Action::Look => queue.push_back(Event::Looked(Ok(()))),
+                    Action::Term { pid } => done.push(format!("term {pid}")),
+                    Action::Kill { pid } => done.push(format!("kill {pid}")),
+                    Action::Relay { pid } => done.push(format!("relay {pid}")),
+                    Action::HandOff => done.push("exec".into()),
+                    Action::CloseDropped => done.push("ready".into()),
+                    Action::Exit { code } => done.push(format!("exit {code}")),
+                    Action::Say(note) => self.log.push(note.to_string()),
+                }
+            }
+        }
+        done.join(", ")
+    }
+
+    fn after(&mut self, ms: u64) -> String {
+        self.now += Duration::from_millis(ms);
+        self.give(Event::Time)
+    }
+
+    fn exit(&mut self, pid: Pid) -> String {
+        self.give(Event::Exited { pid, how: How::Code(1) })
+    }
+
+    fn ready(&mut self, pid: Pid) -> String {
+        self.give(Event::Ready { pid })
+    }
+
+    fn serving(reexec: bool) -> Life {
+        let mut life = Life::new(config(reexec));
+        life.ready(101);
+        assert_eq!(life.ready(102), "ready");
+        life.log.clear();
+        life
+    }
+}
+
+#[test]
+fn library_reload_drains_then_execs() {
+    let mut life = Life::serving(true);
+    assert_eq!(life.give(Event::Change { own: false }), "term 101, term 102");
+    assert_eq!(life.exit(101), "");
+    assert_eq!(life.exit(102), "exec");
+    assert_eq!((life.plan.generation(), life.plan.reload()), (2, 1));
+    assert_eq!(life.log[0], "reload #1: draining 2 workers");
+    assert_eq!(life.log.last().unwrap(), "reload #1: drained");
+    // The exec fails: everything goes on.
+    assert_eq!(life.give(Event::ExecFailed { why: "x".into() }), "fork 0, fork 1");
+    assert_eq!(life.plan.generation(), 1);
+}
+
+#[test]
+fn command_reload_needs_no_exec_unless_asked() {
+    let mut life = Life::serving(false);
+    assert_eq!(life.give(Event::Signal(Signal::Hup)), "term 101, term 102");
+    life.exit(102);
+    assert_eq!(life.exit(101), "fork 0, fork 1");
+    assert_eq!(life.plan.generation(), 2);
+    life.ready(103);
+    assert_eq!(life.ready(104), "ready");
+    assert_eq!(life.give(Event::Change { own: true }), "term 103, term 104");
+    life.exit(103);
+    assert_eq!(life.exit(104), "exec");
+    let mut life = Life::serving(false);
+    assert_eq!(life.give(Event::Signal(Signal::Usr2)), "term 101, term 102");
+    life.exit(101);
+    assert_eq!(life.exit(102), "exec");
+}
+
+#[test]
+fn a_reload_during_a_drain_is_that_reload_and_may_make_it_an_exec() {
+    let mut life = Life::serving(false);
+    life.give(Event::Change { own: false });
+    assert_eq!(life.give(Event::Signal(Signal::Hup)), "");
+    assert_eq!(life.give(Event::Change { own: false }), "");
+    assert_eq!(life.give(Event::Signal(Signal::Usr2)), "");
+    life.exit(101);
+    assert_eq!(life.exit(102), "exec");
+    assert_eq!(life.plan.reload(), 1);
+}
+
+#[test]
+fn a_worker_that_does_not_drain_is_killed_at_the_timeout() {
+    let mut life = Life::serving(true);
+    life.give(Event::Change { own: false });
+    life.exit(101);
+    assert_eq!(life.plan.deadline(), Some(life.now + Duration::from_secs(10)));
+    assert_eq!(life.after(9_999), "");
+    assert_eq!(life.after(1), "kill 102");
+    assert_eq!(life.plan.deadline(), None);
+    assert_eq!(life.exit(102), "exec");
+}
+
+#[test]
+fn sigterm_outranks_a_reload_and_keeps_the_earlier_deadline() {
+    let mut life = Life::serving(true);
+    life.give(Event::Change { own: false });
+    life.after(4_000);
+    assert_eq!(life.give(Event::Signal(Signal::Term)), "");
+    assert_eq!(life.after(6_000), "kill 101, kill 102");
+    life.exit(101);
+    assert_eq!(life.exit(102), "exit 0");
+}
+
+#[test]
+fn a_second_signal_or_quit_kills_now() {
+    for first in [Signal::Term, Signal::Int, Signal::Hangup] {
+        for second in [Signal::Term, Signal::Int, Signal::Quit] {
+            let mut life = Life::serving(true);
+            assert_eq!(life.give(Event::Signal(first)), "term 101, term 102");
+            assert_eq!(life.give(Event::Signal(second)), "kill 101, kill 102");
+            life.exit(102);
+            assert_eq!(life.exit(101), "exit 0");
+        }
+    }
+    let mut life = Life::serving(true);
+    assert_eq!(life.give(Event::Signal(Signal::Quit)), "kill 101, kill 102");
+}
+
+#[test]
+fn a_dead_worker_is_replaced_in_its_slot_with_back_off() {
+    let mut life = Life::serving(true);
+    assert_eq!(life.exit(102), "fork 1");
+    assert_eq!(life.exit(103), "");
+    assert_eq!(life.plan.deadline(), Some(life.now + Duration::from_millis(100)));
+    assert_eq!(life.after(99), "");
+    assert_eq!(life.after(1), "fork 1");
+    life.after(10_000);
+    assert_eq!(life.exit(104), "fork 1");
+    assert_eq!(life.log.iter().filter(|line| line.contains("died: exit code 1, age 10.0 s")).count(), 1);
+}
+
+#[test]
+fn a_fork_that_fails_is_tried_again_later() {
+    let mut life = Life::serving(true);
+    let mut actions = Vec::new();
+    life.plan.step(life.now, Event::Exited { pid: 101, how: How::Signal(9) }, &mut actions);
+    assert_eq!(actions.last(), Some(&Action::Fork { slot: 0 }));
+    assert_eq!(life.give(Event::ForkFailed { slot: 0, why: "EAGAIN".into() }), "");
+    assert!(life.plan.deadline().unwrap() >= life.now + Duration::from_millis(100));
+    assert_eq!(life.after(1_000), "fork 0");
+}
+
+#[test]
+fn slots_come_and_go_with_ttin_and_ttou() {
+    let mut life = Life::serving(true);
+    assert_eq!(life.give(Event::Signal(Signal::Ttin)), "fork 2");
+    assert_eq!(life.give(Event::Signal(Signal::Ttou)), "term 103");
+    // Given back while its worker still drains: not two in one slot.
+    assert_eq!(life.give(Event::Signal(Signal::Ttin)), "");
+    assert_eq!(life.exit(103), "fork 2");
+    life.give(Event::Signal(Signal::Ttou));
+    assert_eq!(life.give(Event::Signal(Signal::Ttou)), "term 102");
+    assert_eq!(life.give(Event::Signal(Signal::Ttou)), "", "one stays");
+    assert_eq!(life.give(Event::Signal(Signal::Usr1)), "relay 101, relay 102, relay 104");
+}
+
+#[test]
+fn a_first_start_that_fails_ends_with_3_or_waits_for_a_change() {
+    for watching in [false, true] {
+        let mut life = Life::new(Config { slots: 1, watching, ..config(true) });
+        let mut done = Vec::new();
+        for pid in 101..106 {
+            done.push(life.exit(pid));
+            done.push(life.after(1_000));
+        }
+        let end = if watching { "" } else { "exit 3" };
+        assert_eq!(done, ["fork 0", "", "", "fork 0", "", "fork 0", "", "fork 0", end, ""]);
+        if watching {
+            assert_eq!(life.plan.deadline(), None);
+            assert_eq!(life.give(Event::Change { own: false }), "exec");
+        }
+    }
+    let mut life = Life::new(Config { slots: 1, ..config(false) });
+    for pid in 101..106 {
+        life.exit(pid);
+        life.after(1_000);
+    }
+    assert_eq!(life.give(Event::Change { own: false }), "fork 0");
+    // Nobody will tell of a change any more.
+    for pid in 106..111 {
+        life.exit(pid);
+        life.after(1_000);
+    }
+    assert_eq!(life.give(Event::WatchLost), "exit 3");
+}
+
+#[test]
+fn a_command_that_cannot_be_executed_at_the_first_start_ends_the_service() {
+    let mut life = Life::new(Config { slots: 1, ..config(false) });
+    life.give(Event::Refused { pid: 101, code: 127, why: "x".into() });
+    assert_eq!(life.exit(101), "exit 127");
+    let mut life = Life::serving(false);
+    assert_eq!(life.give(Event::Refused { pid: 101, code: 127, why: "x".into() }), "");
+    assert_eq!(life.exit(101), "fork 0");
+}
+
+#[test]
+fn serving_for_a_second_is_ready() {
+    let mut life = Life::new(config(false));
+    life.give(Event::Serving { pid: 101 });
+    life.after(500);
+    life.give(Event::Serving { pid: 101 });
+    life.give(Event::Serving { pid: 102 });
+    assert_eq!(life.after(500), "");
+    assert_eq!(life.after(500), "ready");
+    assert_eq!(life.log.last().unwrap(), "ready: generation 1, 2 workers");
+}
+
+#[test]
+fn an_image_that_cannot_be_executed_costs_no_drain() {
+    let mut plan = Supervise::new(config(true), 1, 0);
+    let mut actions = Vec::new();
+    let now = Duration::from_secs(1);
+    for event in [Event::Start, Event::Forked { slot: 0, pid: 101 }, Event::Forked { slot: 1, pid: 102 }] {
+        plan.step(now, event, &mut actions);
+    }
+    actions.clear();
+    plan.step(now, Event::Signal(Signal::Hup), &mut actions);
+    plan.step(now, Event::Looked(Err("it is empty".into())), &mut actions);
+    let asked = Action::Say(Note::Asked { reload: 1, trigger: Trigger::Hup });
+    let dropped = Action::Say(Note::Dropped { reload: 1, why: "it is empty".into() });
+    assert_eq!(actions, [asked, Action::Look, dropped]);
+}
