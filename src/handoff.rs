@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// Comma-separated numbers of the listening sockets.
@@ -312,5 +312,5 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
         pwd.is_absolute() && here.is_some() && std::fs::metadata(pwd).ok().map(|m| (m.dev(), m.ino())) == here
     });
     let base = logical.or_else(|| std::env::current_dir().ok()).unwrap_or_default();
-    base.join(path)
+    base.join(path).components().filter(|part| *part != Component::CurDir).collect()
 }

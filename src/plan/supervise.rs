@@ -227,9 +227,14 @@ impl Supervise {
             State::Draining { kill_at } => Some(kill_at),
             State::Ready | State::Killed => None,
         });
-        let serving = self.phase == Phase::Serving;
-        let slots = self.slots.iter().filter_map(|slot| slot.due.filter(|_| serving));
+        // A slot whose old worker still drains waits for that worker, not for a time.
+        let forks = |slot: usize| self.phase == Phase::Serving && self.is_free(slot);
+        let slots = self.slots.iter().enumerate().filter_map(|(slot, state)| state.due.filter(|_| forks(slot)));
         workers.chain(slots).min()
+    }
+
+    fn is_free(&self, slot: usize) -> bool {
+        self.workers.iter().all(|worker| worker.slot != slot)
     }
 
     /// Answers one event. `out` gets the actions, in the order in which they are to be done.
@@ -269,10 +274,9 @@ impl Supervise {
         if self.phase != Phase::Serving {
             return;
         }
-        for (slot, state) in self.slots.iter_mut().enumerate() {
-            let free = self.workers.iter().all(|worker| worker.slot != slot);
-            if free && state.due.is_some_and(|due| due <= now) {
-                state.due = None;
+        for slot in 0..self.slots.len() {
+            if self.is_free(slot) && self.slots[slot].due.is_some_and(|due| due <= now) {
+                self.slots[slot].due = None;
                 out.push(Action::Fork { slot });
             }
         }
@@ -317,8 +321,8 @@ impl Supervise {
         out.push(Action::Say(Note::Dropped { reload: self.reload, why }));
         self.phase = Phase::Serving;
         for slot in 0..self.slots.len() {
-            if self.workers.iter().all(|worker| worker.slot != slot) && self.slots[slot].due.is_none() {
-                self.slots[slot].due = Some(now);
+            if self.is_free(slot) {
+                self.slots[slot].due.get_or_insert(now);
             }
         }
         self.fork_due(now, out);
@@ -503,9 +507,9 @@ impl Supervise {
         self.ever_ready = true;
         if self.phase == Phase::Dormant {
             self.phase = Phase::Serving;
-            for (slot, state) in self.slots.iter_mut().enumerate() {
-                if self.workers.iter().all(|worker| worker.slot != slot) {
-                    state.due = Some(now);
+            for slot in 0..self.slots.len() {
+                if self.is_free(slot) {
+                    self.slots[slot].due = Some(now);
                 }
             }
             self.fork_due(now, out);
@@ -597,5 +601,57 @@ impl Supervise {
             self.ready(now, pid, out);
         }
         self.fork_due(now, out);
+    }
+}
+
+/// What the explorer needs to see.
+#[cfg(test)]
+impl Supervise {
+    /// The same state, if only absolute times, pids and counters were different.
+    pub(super) fn canonical(
+        &self,
+        pid: impl Fn(Pid) -> Pid,
+        shift: impl Fn(Moment) -> Moment,
+        born: impl Fn(Moment) -> Moment,
+    ) -> Supervise {
+        let mut plan = self.clone();
+        for worker in &mut plan.workers {
+            worker.pid = pid(worker.pid);
+            worker.born = born(worker.born);
+            worker.generation = 0;
+            match &mut worker.state {
+                State::Booting { ready_at: Some(at) } | State::Draining { kill_at: at } => *at = shift(*at),
+                State::Booting { ready_at: None } | State::Ready | State::Killed => {}
+            }
+        }
+        plan.workers.sort_by_key(|worker| worker.pid);
+        plan.slots.iter_mut().for_each(|slot| slot.due = slot.due.map(&shift));
+        (plan.generation, plan.reload) = (1, 1);
+        plan
+    }
+
+    pub(super) fn phase_name(&self) -> String {
+        format!("{:?}", self.phase).split([' ', '{']).next().unwrap_or_default().to_string()
+    }
+
+    pub(super) fn takes_changes(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Dormant | Phase::Draining { .. })
+    }
+
+    pub(super) fn reloading(&self) -> bool {
+        matches!(self.phase, Phase::Looking | Phase::Draining { .. } | Phase::HandingOff)
+    }
+
+    pub(super) fn looking(&self) -> bool {
+        self.phase == Phase::Looking
+    }
+
+    pub(super) fn next_image(&self) -> Supervise {
+        Supervise::new(self.config.clone(), self.generation, self.reload)
+    }
+
+    /// Pid and slot of each worker.
+    pub(super) fn workers(&self) -> Vec<(Pid, usize)> {
+        self.workers.iter().map(|worker| (worker.pid, worker.slot)).collect()
     }
 }

@@ -15,7 +15,6 @@
 
 use super::Moment;
 use std::ffi::OsString;
-use std::fmt::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
@@ -101,8 +100,7 @@ pub(crate) struct Token {
 impl Token {
     pub(crate) fn encode(&self) -> String {
         let mut text = format!("{VERSION} pid={} gen={} reload={}", self.pid, self.generation, self.reload);
-        // Writing to a String cannot fail.
-        let mut put = |key: &str, value: String| drop(write!(text, " {key}={value}"));
+        let mut put = |key: &str, value: String| text.extend([" ", key, "=", &value]);
         put("slots", format!("{},{}", self.slots, self.configured));
         put("mask", format!("{:x}", self.mask));
         put("ignored", format!("{:x}", self.ignored));
@@ -228,7 +226,7 @@ fn escape(bytes: &[u8]) -> String {
     for byte in bytes {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b':' | b'-' | b'_' | b'/' => text.push(*byte as char),
-            _ => drop(write!(text, "%{byte:02X}")),
+            _ => text.push_str(&format!("%{byte:02X}")),
         }
     }
     text
