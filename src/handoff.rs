@@ -3,6 +3,7 @@
 use crate::error::{Error, Op};
 use crate::listener::Listener;
 use crate::log;
+use crate::plan::snapshot::{digest, State};
 use crate::plan::token::{Origin, Token};
 use crate::sys;
 use std::ffi::{CString, OsStr, OsString};
@@ -194,6 +195,8 @@ impl Inherited {
 pub(crate) struct Image {
     pub(crate) path: PathBuf,
     pub(crate) argv: Vec<OsString>,
+    /// The state of the file that runs; `None`: not known.
+    running: Option<State>,
 }
 
 impl Image {
@@ -207,16 +210,28 @@ impl Image {
             let name = name.or_else(|| argv.first().cloned()).unwrap_or_default();
             absolute(&search(&name).unwrap_or_else(|| PathBuf::from(&name)))
         });
-        let image = Image { path, argv };
-        let running = sys::os::SELF_IMAGE.and_then(|running| std::fs::metadata(running).ok());
-        if let Some(running) = running {
-            let there =
-                std::fs::metadata(&image.path).is_ok_and(|m| m.ino() == running.ino() && m.dev() == running.dev());
-            if !there {
-                log::warn(format!("{} is not the image that runs; a reload will execute it", log::Shown(&image.path)));
-            }
+        let there = state(&path);
+        let running = match sys::os::SELF_IMAGE.map(|running| state(Path::new(running))) {
+            Some(running) => running,
+            None => there,
+        };
+        if running != there {
+            log::warn(format!("{} is not the image that runs; a reload will execute it", log::Shown(&path)));
         }
-        image
+        // What was told is what was executed: where the two can never be the same (an emulator's
+        // /proc/self/exe), comparing with it again would reload for ever.
+        Image { running: token.and_then(|token| token.state).or(running), path, argv }
+    }
+
+    /// Has the file been replaced since it was executed? A file that is missing is not a new one.
+    pub(crate) fn is_replaced(&self) -> bool {
+        let there = state(&self.path);
+        there.is_some() && there != self.running
+    }
+
+    /// The file's state, for the token.
+    pub(crate) fn state(&self) -> Option<State> {
+        state(&self.path)
     }
 
     /// Can it be executed? Looks before anything is drained, so that the usual accidents cost nothing.
@@ -255,6 +270,12 @@ impl Image {
         }
         error
     }
+}
+
+fn state(path: &Path) -> Option<State> {
+    let m = std::fs::metadata(path).ok()?;
+    let fields = [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()].map(|field| field as u64);
+    Some(digest(&[&[m.dev(), m.ino(), m.size()], &fields[..]].concat()))
 }
 
 pub(crate) fn c_string(text: &OsStr) -> io::Result<CString> {

@@ -1,7 +1,9 @@
 //! The builder; what it builds runs in `service`.
 
 mod service;
+mod signals;
 mod sockets;
+mod watching;
 
 use crate::error::{Error, Op, Result};
 use crate::handoff::{self, Image, Inherited};

@@ -83,6 +83,7 @@ fn full() -> Token {
         mask: 0xffff_ffff_0000_0001,
         ignored: 0x1000,
         path: "/srv/my app/ü".into(),
+        state: Some(7),
         listeners: vec![bound, unix, given],
         workers: vec![OldWorker { kill_at: None, ..old.clone() }, old],
         watched: Watched::Queue(8),
@@ -122,6 +123,8 @@ fn token_of_another_version_or_without_sense_is_refused() {
         "1 pid=1 path=%zz",
         "1 pid=1 mask=xyz",
         "1  pid=1",
+        "1 pid=1 gen=18446744073709551615",
+        "1 pid=1 slots=18446744073709551615,1",
         "1 pid",
     ];
     for text in bad {

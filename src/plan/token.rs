@@ -13,12 +13,16 @@
 //! not understood makes the whole token malformed. Decoding is total: the text comes from the environment, so from a stranger,
 //! and every number in it is checked again by whoever uses it.
 
+use super::snapshot::State;
 use super::Moment;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 const VERSION: &str = "1";
+/// Counters from here on, and more slots than this, are nobody's.
+const FAR: u64 = 1 << 62;
+const MOST_SLOTS: usize = 1 << 16;
 
 /// Where a listener came from: who may unlink its path, and whether it is kept although nobody asks for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,8 +85,9 @@ pub(crate) struct Token {
     /// Signal mask and ignored signals of the first start.
     pub(crate) mask: u64,
     pub(crate) ignored: u64,
-    /// The image's path.
+    /// The image's path, and the state of its file when it was executed.
     pub(crate) path: PathBuf,
+    pub(crate) state: Option<State>,
     pub(crate) listeners: Vec<Carried>,
     pub(crate) workers: Vec<OldWorker>,
     pub(crate) watched: Watched,
@@ -105,6 +110,9 @@ impl Token {
         put("mask", format!("{:x}", self.mask));
         put("ignored", format!("{:x}", self.ignored));
         put("path", escape(self.path.as_os_str().as_bytes()));
+        if let Some(state) = self.state {
+            put("state", format!("{state:x}"));
+        }
         for l in &self.listeners {
             let origin = match l.origin {
                 Origin::Bound => "bound",
@@ -162,6 +170,7 @@ impl Token {
                 "mask" => token.mask = hex(value)?,
                 "ignored" => token.ignored = hex(value)?,
                 "path" => token.path = PathBuf::from(OsString::from_vec(unescape(value)?)),
+                "state" => token.state = Some(hex(value)?),
                 "l" => token.listeners.push(carried(value)?),
                 "w" => token.workers.push(old_worker(value)?),
                 "queue" => token.watched = Watched::Queue(value.parse().ok()?),
@@ -174,7 +183,8 @@ impl Token {
                 _ => {}
             }
         }
-        (token.pid > 0).then_some(token)
+        let sensible = token.generation < FAR && token.reload < FAR && token.slots < MOST_SLOTS;
+        (token.pid > 0 && sensible).then_some(token)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A worker's life: forked, booting, ready, ended; and when its slot gets another.
 
-use super::{Action, Phase, Pid, Slot, State, Supervise, Worker};
+use super::{Action, Phase, Pid, State, Supervise, Worker};
 use crate::log::{How, Note};
 use crate::plan::Moment;
 use std::time::Duration;
