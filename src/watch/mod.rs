@@ -8,6 +8,8 @@ use std::time::Duration;
 pub enum Backend {
     /// auto
     Auto,
+    /// p
+    Poll(Duration),
 }
 /// Watches.
 #[derive(Debug)]
@@ -48,6 +50,9 @@ impl FileChangeWatcher {
         Ok(())
     }
     pub fn spawn(&mut self) -> Result<()> {
+        Ok(())
+    }
+    pub fn start(&mut self) -> Result<()> {
         Ok(())
     }
     pub fn private_fds(&self) -> Vec<i32> {

@@ -1,2 +1,177 @@
-//! x
-fn main() {}
+//! The server under test: it tells about itself, and does on request what servers do by accident.
+//!
+//! `probe KEY=VALUE...`: `bind=ADDR`, `bind=NAME=ADDR`, `workers=N`, `watch=PATH`, `watch=executable`, `timeout=MS`,
+//! `debounce=MS`, `poll=MS`, `serve=accept|listeners`, `thread=1`. Its version is what follows `TAG:` at the end of its own
+//! file, so that a copy with another tag is new code; a tag that contains `unwell` makes workers fail at boot.
+//!
+//! `probe plain TEXTFILE` is a program for `refork run` that knows nothing of refork: it serves the socket that is its
+//! standard input (`0<&3`) and drains on nothing.
+
+#![allow(clippy::expect_used)]
+
+use refork::{Backend, Master, Worker};
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+fn main() -> refork::Result<()> {
+    if std::env::args().nth(1).as_deref() == Some("plain") {
+        plain();
+    }
+    let mut master = Master::new();
+    let tag = tag();
+    let mut own_loop = false;
+    for arg in std::env::args().skip(1) {
+        let (key, value) = arg.split_once('=').expect("KEY=VALUE");
+        let ms = || Duration::from_millis(value.parse().expect("milliseconds"));
+        master = match key {
+            "bind" => match value.split_once('=').filter(|(name, _)| !name.contains(':')) {
+                Some((name, addr)) => master.bind_named(name, addr),
+                None => master.bind(value),
+            },
+            "make" => master.listen_with(value, || TcpListener::bind("127.0.0.1:0")),
+            "workers" => master.workers(value.parse().expect("a number")),
+            "watch" if value == "executable" => master.watch_executable(),
+            "watch" => master.watch(value),
+            "timeout" => master.shutdown_timeout(ms()),
+            "debounce" => master.debounce(ms(), 10 * ms()),
+            "poll" => master.backend(Backend::Poll(ms())),
+            "serve" => {
+                own_loop = value == "listeners";
+                master
+            }
+            "thread" => {
+                std::thread::Builder::new().name("stranger".into()).spawn(std::thread::park).expect("a thread");
+                master
+            }
+            _ => panic!("unknown key {key}"),
+        };
+    }
+    master.run(|worker| {
+        if tag.contains("unwell") {
+            return Err(io::Error::other("unwell"));
+        }
+        match own_loop {
+            true => poll_loop(worker, &tag),
+            false => accept_loop(worker, &tag),
+        }
+    })?;
+    println!("returned in {}", std::process::id());
+    Ok(())
+}
+
+/// What follows `TAG:` at the end of the running image.
+fn tag() -> String {
+    let image = std::fs::read("/proc/self/exe").expect("the own image");
+    let tail = &image[image.len() - 64..];
+    let at = tail.windows(4).position(|word| word == b"TAG:").map_or(64, |at| at + 4);
+    String::from_utf8_lossy(&tail[at..]).into_owned()
+}
+
+fn accept_loop(worker: &mut Worker, tag: &str) -> io::Result<()> {
+    while let Some((mut stream, _peer)) = worker.accept()? {
+        let _ = answer(&mut stream, worker, tag);
+    }
+    Ok(())
+}
+
+/// An event loop of one's own, as the documentation describes it; here it is as simple as possible: nothing is awaited, for
+/// a test is patient, but every wake-up goes through the same steps.
+fn poll_loop(worker: &mut Worker, tag: &str) -> io::Result<()> {
+    let listeners: Vec<TcpListener> =
+        worker.listeners().iter().map(|l| l.as_tcp().expect("a TCP listener").try_clone()).collect::<io::Result<_>>()?;
+    loop {
+        let draining = worker.draining();
+        for listener in &listeners {
+            while let Ok((stream, _)) = listener.accept() {
+                stream.set_nonblocking(false)?;
+                let _ = answer(&mut { stream }, worker, tag);
+            }
+        }
+        if draining {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn answer<S: Read + Write + AsFd>(stream: &mut S, worker: &Worker, tag: &str) -> io::Result<()> {
+    let mut request = [0; 4096];
+    let n = stream.read(&mut request)?;
+    let request = String::from_utf8_lossy(&request[..n]).into_owned();
+    let path = request.split(' ').nth(1).unwrap_or("/");
+    let (what, rest) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+    let mut body = format!(
+        "tag={tag} pid={} ppid={} slot={} gen={}\n",
+        std::process::id(),
+        std::os::unix::process::parent_id(),
+        worker.slot(),
+        worker.generation()
+    );
+    stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n")?;
+    match what {
+        "exit" => std::process::exit(rest.parse().unwrap_or(1)),
+        "panic" => panic!("asked to"),
+        // Until the test writes into a FIFO: a request that is being answered.
+        "fifo" => body.push_str(&std::fs::read_to_string(format!("/{rest}"))?),
+        // Never comes back, whatever it is told.
+        "hang" => {
+            stream.write_all(body.as_bytes())?;
+            loop {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        }
+        "fds" => list_fds(&mut body),
+        "env" => std::env::vars().for_each(|(key, value)| body += &format!("{key}={value}\n")),
+        // What a worker's own child sees.
+        "child" => {
+            let script = "for fd in /proc/self/fd/*; do echo \"${fd##*/} $(readlink $fd)\"; done; env; \
+                          grep -E 'Sig(Blk|Ign)' /proc/self/status";
+            let output = std::process::Command::new("sh").args(["-c", script]).output()?;
+            body += &String::from_utf8_lossy(&output.stdout);
+        }
+        _ => {}
+    }
+    stream.write_all(body.as_bytes())?;
+    stream.write_all(b"end\n")
+}
+
+fn list_fds(body: &mut String) {
+    let mut fds: Vec<(u32, String)> = std::fs::read_dir("/proc/self/fd")
+        .expect("/proc")
+        .flatten()
+        .filter_map(|fd| Some((fd.file_name().to_str()?.parse().ok()?, std::fs::read_link(fd.path()).ok()?)))
+        .map(|(fd, link)| (fd, link.to_string_lossy().into_owned()))
+        .collect();
+    fds.sort();
+    for (fd, link) in fds {
+        let _ = writeln!(body, "{fd} {link}");
+    }
+}
+
+/// The sockets are where systemd's convention says.
+fn plain() -> ! {
+    let env = |key: &str| std::env::var(key).unwrap_or_default();
+    assert_eq!(env("LISTEN_PID"), std::process::id().to_string(), "LISTEN_PID is this process");
+    let text = std::env::args().nth(2).map(|path| std::fs::read_to_string(path).expect("the text"));
+    // The shell put the first socket here: `0<&3`.
+    let listener = TcpListener::from(io::stdin().as_fd().try_clone_to_owned().expect("standard input"));
+    loop {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut request = [0; 4096];
+        let n = stream.read(&mut request).unwrap_or(0);
+        let path = String::from_utf8_lossy(&request[..n]).split(' ').nth(1).unwrap_or("/").to_owned();
+        let mut body = format!("text={} pid={}", text.as_deref().unwrap_or_default().trim(), std::process::id());
+        let _ = write!(body, " ppid={}", std::os::unix::process::parent_id());
+        let _ = writeln!(body, " slot={} gen={}", env("REFORK_WORKER"), env("REFORK_GENERATION"));
+        match path.as_str() {
+            "/fds" => list_fds(&mut body),
+            "/env" => std::env::vars().for_each(|(key, value)| body += &format!("{key}={value}\n")),
+            "/exit" => std::process::exit(5),
+            _ => {}
+        }
+        let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\n{body}end\n");
+    }
+}
