@@ -229,7 +229,7 @@ impl Master {
 
     /// The least important lines still printed; default [`Level::Info`], or what `REFORK_LOG` says.
     pub fn log_level(self, level: Level) -> Master {
-        log::set_level(level);
+        log::log_level(level);
         self
     }
 

@@ -11,6 +11,17 @@ pub enum Backend {
     /// p
     Poll(Duration),
 }
+/// What the watcher's user must know.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Trouble<'a> {
+    /// r
+    Rescan,
+    /// d
+    Degraded(&'a str),
+    /// l
+    Lost(&'a str),
+}
 /// Watches.
 #[derive(Debug)]
 pub struct FileChangeWatcher;
@@ -25,10 +36,16 @@ impl FileChangeWatcher {
     pub fn explicit(self, p: PathBuf) -> Self {
         self
     }
-    pub fn include(self, p: String) -> Self {
+    pub fn follow_symlinks(self, p: bool) -> Self {
         self
     }
-    pub fn exclude(self, p: String) -> Self {
+    pub fn on_trouble(self, p: impl FnMut(Trouble<'_>) + Send + 'static) -> Self {
+        self
+    }
+    pub fn include(self, p: impl Into<String>) -> Self {
+        self
+    }
+    pub fn exclude(self, p: impl Into<String>) -> Self {
         self
     }
     pub fn watch_filter(self, p: impl Fn(&Path) -> bool + Send + 'static) -> Self {
