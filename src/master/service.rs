@@ -269,6 +269,19 @@ impl Service<'_> {
         self.take_signals(&signals);
     }
 
+    /// Before anything is drained: is the new code whole?
+    fn look(&self, reexec: bool) -> std::result::Result<(), String> {
+        match &self.job {
+            Job::Command(command) => command.find().map(drop).map_err(|e| e.to_string())?,
+            Job::Serve(_) => {}
+        }
+        if reexec {
+            self.image.look()
+        } else {
+            Ok(())
+        }
+    }
+
     /// Returns only the error.
     fn exec(&self) -> Error {
         let fds: Vec<RawFd> = self.listeners.iter().map(AsRawFd::as_raw_fd).collect();
@@ -325,7 +338,7 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
             signal(pid, libc::SIGUSR1);
             None
         }
-        Action::Look => Some(Event::Looked(service.image.look())),
+        Action::Look { reexec } => Some(Event::Looked(service.look(reexec))),
         Action::CloseDropped => {
             service.dropped.drain(..).for_each(|listener| listener.unlink());
             None

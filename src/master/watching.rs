@@ -25,7 +25,7 @@ pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) ->
     }
     let (image, command) = match job {
         Job::Serve(_) => (watch.executable.then(|| master.image.path.clone()), None),
-        Job::Command(command) => (Some(master.image.path.clone()), Some(command.path.clone())),
+        Job::Command(command) => (Some(master.image.path.clone()), command.path.clone()),
     };
     let (own, seen, lost) = (image.clone(), flags.clone(), flags.clone());
     let mut watcher = FileChangeWatcher::new(std::mem::take(&mut watch.paths), move |paths| {

@@ -4,7 +4,7 @@
 //!            Start                 all slots forked, reaped, retried
 //!   New ───────────────▶ Serving ◀──────────────────────────────────────┐
 //!                         │    ▲                                        │
-//!      Change, HUP, USR2  │    │ Looked: the image cannot be executed   │
+//!      Change, HUP, USR2  │    │ Looked: the new code cannot be executed│
 //!                         ▼    │                                        │
 //!                       Looking ──▶ Draining ──▶ HandingOff ──▶ (exec)  │ ExecFailed
 //!                        (re-exec)   │   TERM, timeout, KILL     │      │
@@ -65,7 +65,7 @@ impl Supervise {
     /// The number of the reload that a change seen now belongs to.
     pub(crate) fn next_reload(&self) -> u64 {
         match self.phase {
-            Phase::Looking | Phase::Draining { .. } | Phase::HandingOff => self.reload,
+            Phase::Looking { .. } | Phase::Draining { .. } | Phase::HandingOff => self.reload,
             Phase::New | Phase::Serving | Phase::Dormant | Phase::Stopping { .. } | Phase::Ended => self.reload + 1,
         }
     }
@@ -147,7 +147,7 @@ impl Supervise {
         match &mut self.phase {
             Phase::Serving | Phase::Dormant => self.begin_reload(now, reexec, None, out),
             Phase::Draining { reexec: planned } => *planned |= reexec,
-            Phase::New | Phase::Looking | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
+            Phase::New | Phase::Looking { .. } | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
         }
     }
 
@@ -157,18 +157,14 @@ impl Supervise {
         if let Some(trigger) = asked {
             out.push(Action::Say(Note::Asked { reload: self.reload, trigger }));
         }
-        if reexec {
-            self.phase = Phase::Looking;
-            out.push(Action::Look);
-        } else {
-            self.drain(now, false, out);
-        }
+        self.phase = Phase::Looking { reexec };
+        out.push(Action::Look { reexec });
     }
 
     fn looked(&mut self, now: Moment, answer: Result<(), String>, out: &mut Vec<Action>) {
         match self.phase {
-            Phase::Looking => match answer {
-                Ok(()) => self.drain(now, true, out),
+            Phase::Looking { reexec } => match answer {
+                Ok(()) => self.drain(now, reexec, out),
                 Err(why) => self.resume(now, why, out),
             },
             Phase::New | Phase::Serving | Phase::Draining { .. } | Phase::HandingOff | Phase::Dormant => {}
@@ -234,7 +230,8 @@ impl Supervise {
                 out.push(Action::Say(Note::Stopped));
                 out.push(Action::Exit { code });
             }
-            Phase::New | Phase::Serving | Phase::Looking | Phase::HandingOff | Phase::Dormant | Phase::Ended => {}
+            Phase::New | Phase::Serving | Phase::Looking { .. } | Phase::HandingOff | Phase::Dormant | Phase::Ended => {
+            }
         }
     }
 
@@ -244,7 +241,7 @@ impl Supervise {
                 self.generation -= 1;
                 self.resume(now, why, out);
             }
-            Phase::New | Phase::Serving | Phase::Looking | Phase::Draining { .. } | Phase::Dormant => {}
+            Phase::New | Phase::Serving | Phase::Looking { .. } | Phase::Draining { .. } | Phase::Dormant => {}
             Phase::Stopping { .. } | Phase::Ended => {}
         }
     }
@@ -275,7 +272,7 @@ impl Supervise {
         match &mut self.phase {
             Phase::Serving | Phase::Dormant => self.begin_reload(now, reexec, Some(trigger), out),
             Phase::Draining { reexec: planned } => *planned |= reexec,
-            Phase::New | Phase::Looking | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
+            Phase::New | Phase::Looking { .. } | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
         }
     }
 
@@ -283,7 +280,7 @@ impl Supervise {
         match self.phase {
             Phase::New
             | Phase::Serving
-            | Phase::Looking
+            | Phase::Looking { .. }
             | Phase::Draining { .. }
             | Phase::HandingOff
             | Phase::Dormant => {
@@ -304,7 +301,7 @@ impl Supervise {
     fn stop_at_once(&mut self, now: Moment, out: &mut Vec<Action>) {
         let code = match self.phase {
             Phase::Stopping { code, forced: false } => code,
-            Phase::New | Phase::Serving | Phase::Looking | Phase::Draining { .. } | Phase::HandingOff => 0,
+            Phase::New | Phase::Serving | Phase::Looking { .. } | Phase::Draining { .. } | Phase::HandingOff => 0,
             Phase::Dormant => 0,
             Phase::Stopping { .. } | Phase::Ended => return,
         };
