@@ -150,8 +150,10 @@ fn run(args: &mut Args) -> Result<Task> {
         }
     }
     run.command.extend(&mut args.words);
-    if run.command.is_empty() {
-        return Err(Usage("COMMAND is missing".into()));
+    match run.command.first() {
+        None => return Err(Usage("COMMAND is missing".into())),
+        Some(name) if name.is_empty() => return Err(Usage("COMMAND is empty".into())),
+        Some(_) => {}
     }
     if reload && run.paths.is_empty() {
         run.paths.push(".".into());

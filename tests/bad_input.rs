@@ -1,0 +1,142 @@
+//! Bad input is an error that says what, where and what follows: one table.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use std::collections::BTreeSet;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// What follows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Then {
+    /// It ends with this code.
+    Ends(i32),
+    /// It serves all the same, and stops as always.
+    Serves,
+}
+use Then::{Ends, Serves};
+
+/// The command, what exactly one line must contain, what follows. `@dir` is a directory of the case with the files `text` (no
+/// program, mode 644), `shell` (the same, 755), `empty` (755) and `lost` (755, its interpreter is missing); descriptor 5 is
+/// a socket that listens on `@port`.
+type Case = (&'static str, &'static str, Then);
+
+#[rustfmt::skip]
+const CASES: &[Case] = &[
+    // Addresses.
+    ("refork run -b 127.0.0.1:@port sleep 1000", "cannot listen on `127.0.0.1:@port`: Address already in use", Ends(4)),
+    ("refork run -b 127.0.0.1:65536 sleep 1000", "`127.0.0.1:65536`: is not HOST:PORT", Ends(2)),
+    ("refork run -b odd sleep 1000", "`odd`: is not HOST:PORT, :PORT, [v6]:PORT, unix:PATH or fd://N", Ends(2)),
+    ("refork run -b 192.0.2.1:0 sleep 1000", "cannot listen on `192.0.2.1:0`: ", Ends(4)),
+    ("refork run -b 127.0.0.1:1 -b 127.0.0.1:1 sleep 1000", "`127.0.0.1:1`: is given twice", Ends(2)),
+    ("refork run -b unix:@dir/s -b x=unix:@dir/s sleep 1000", "s`: is given twice", Ends(2)),
+    ("refork run -b unix:@dir/text sleep 1000", "text`: the path exists and is not a socket; it is left alone", Ends(4)),
+    ("refork run -b unix:@dir/@long sleep 1000", "a socket's path has 1 to 10", Ends(4)),
+    ("refork run -b unix:@dir/none/s sleep 1000", "none/s`: No such file or directory", Ends(4)),
+    ("refork run -b unix: sleep 1000", "`unix:`: a Unix socket needs a path", Ends(2)),
+    ("refork run -b unix:@dir/s,mode=0999 sleep 1000", "mode is not an octal number up to 777", Ends(2)),
+    ("refork run -b fd://0 sleep 1000", "cannot listen on `fd://0`: ", Ends(4)),
+    ("refork run -b fd://99 sleep 1000", "cannot listen on `fd://99`: Bad file descriptor", Ends(4)),
+    ("refork run -b fd://x sleep 1000", "`fd://x`: is not a descriptor's number", Ends(2)),
+    ("refork run -b 'a b=127.0.0.1:0' sleep 1000", "`a b`: a name is ASCII without", Ends(2)),
+    // Options.
+    ("refork run --workers 0 sleep 1000", "--workers: `0` is neither `auto` nor a number from 1", Ends(2)),
+    ("refork run --workers abc sleep 1000", "--workers: `abc` is neither `auto` nor a number from 1", Ends(2)),
+    ("refork run --workers 99999 sleep 1000", "`99999`: is not a number of workers from 1 to 65535", Ends(2)),
+    ("refork run", "COMMAND is missing", Ends(2)),
+    ("refork run ''", "COMMAND is empty", Ends(2)),
+    ("refork run --frobnicate sleep 1000", "unknown option `--frobnicate`", Ends(2)),
+    ("refork", "`run` or `watch` is missing", Ends(2)),
+    // COMMAND.
+    ("refork run -b unix:@dir/s not-there", "cannot execute `not-there`: no such file, neither here nor in PATH", Ends(127)),
+    ("refork run -b unix:@dir/s @dir/none", "none`: no such file", Ends(127)),
+    ("refork run @dir", "is not a regular file", Ends(126)),
+    ("refork run @dir/text", "text`: is not executable (no x-bit)", Ends(126)),
+    ("refork run @dir/shell", "shell`: is neither an executable image nor a script with #!", Ends(126)),
+    ("refork run @dir/empty", "empty`: is empty", Ends(126)),
+    ("refork run -b unix:@dir/s @dir/lost", "cannot execute @dir/lost: No such file or directory", Ends(127)),
+    ("refork run -b unix:@dir/s -w 2 false", "workers cannot boot (5 attempts)", Ends(3)),
+    // What a hand-off or a service manager leaves in the environment.
+    ("BB_INHERIT_FDS=0,1,2 refork run -b unix:@dir/s sleep 1000", "fd 1: is a standard stream: not adopted", Serves),
+    ("BB_INHERIT_FDS=99 refork run -b unix:@dir/s sleep 1000", "BB_INHERIT_FDS: fd 99: Bad file descriptor", Serves),
+    ("BB_INHERIT_FDS=abc refork run -b unix:@dir/s sleep 1000", "`abc` is not a descriptor's number: ignored", Serves),
+    ("BB_INHERIT_FDS=5,5 refork run -b 127.0.0.1:@port sleep 1000", "fd 5: is named twice: not adopted", Serves),
+    ("BB_INHERIT_FDS=, refork run -b unix:@dir/s sleep 1000", "listening on unix:", Serves),
+    ("BB_INHERIT_FDS=-1 refork run -b unix:@dir/s sleep 1000", "`-1` is not a descriptor's number: ignored", Serves),
+    ("BB_INHERIT_FDS=5 REFORK_HANDOFF=x refork run -b 127.0.0.1:@port sleep 1000", "REFORK_HANDOFF is malformed", Serves),
+    ("LISTEN_PID=$$ LISTEN_FDS=2 refork run -b unix:@dir/s sleep 1000", "LISTEN_FDS: fd 4: Bad file descriptor", Serves),
+];
+
+fn run(case: &Case) {
+    let (input, message, then) = case;
+    let dir = Dir::new();
+    let setup = "cd '@dir'; echo true | tee text shell >empty; : >empty; printf '#!@dir/none' >lost; chmod 755 shell empty lost";
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = busy.local_addr().unwrap();
+    let fill = |text: &str| {
+        let text = text.replace("@long", &"x".repeat(200)).replace("@port", &addr.port().to_string());
+        text.replace("@dir", dir.str("").trim_end_matches('/'))
+    };
+    let files = || std::fs::read_dir(dir.path("")).unwrap().map(|e| e.unwrap().file_name()).collect::<BTreeSet<_>>();
+    sh(&fill(setup), "");
+    let before = files();
+    let path = format!("{}:{}", Path::new(REFORK).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("exec 5<&0 0</dev/null; exec env {}", fill(input))]).env("PATH", path);
+    let mut proc = Proc::spawn_with(command, Stdio::from(OwnedFd::from(busy.try_clone().unwrap())));
+    let needle = fill(message);
+    let expected = match then {
+        Ends(code) => *code,
+        Serves => {
+            proc.line("ready: generation 1, 1 worker");
+            proc.signal("TERM");
+            0
+        }
+    };
+    // The end comes when nobody holds standard error any more: no process is left.
+    let code = proc.end().code();
+    let log = proc.log();
+    assert_eq!(code, Some(expected), "{input}: {log}");
+    assert_eq!(proc.count(&needle), 1, "{input}: one line with {needle:?} in\n{log}");
+    assert_eq!(proc.count("panicked"), 0, "{input}: {log}");
+    if expected == 2 {
+        assert!(proc.seen.len() == 1 && log.ends_with("; try --help"), "{input}: {log}");
+    }
+    assert_eq!(files(), before, "{input}: files");
+    TcpStream::connect(addr).expect("a socket that was lent listens on");
+}
+
+#[test]
+fn every_case_says_what_and_what_follows_and_leaves_nothing_behind() {
+    // Side by side: some take a second by their nature.
+    std::thread::scope(|scope| {
+        for part in 0..3 {
+            scope.spawn(move || CASES.iter().skip(part).step_by(3).for_each(run));
+        }
+    });
+}
+
+/// The superuser may bind any port: then somebody else tries.
+#[test]
+fn a_port_without_permission() {
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    if first.trim().parse::<u32>().unwrap_or(1024) < 2 {
+        return println!("skipped: everybody may bind port 1 here");
+    }
+    let root = sh("id -u", "").trim() == "0";
+    if root && sh("command -v setpriv || true", "").is_empty() {
+        return println!("skipped: root may bind every port, and setpriv is not there");
+    }
+    let dir = Dir::new();
+    sh(&format!("cp '{REFORK}' '{0}' && chmod 755 '{0}'", dir.str("refork")), "");
+    let nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups --bounding-set=-all --inh-caps=-all ";
+    let script = format!("exec {}{} run -b 127.0.0.1:1 sleep 1000", if root { nobody } else { "" }, dir.str("refork"));
+    let mut proc = Proc::start("sh", &["-c", &script]);
+    assert_eq!(proc.end().code(), Some(4), "{}", proc.log());
+    assert_eq!(proc.seen.len(), 1);
+    assert!(proc.log().contains("cannot listen on `127.0.0.1:1`: Permission denied"), "{}", proc.log());
+}
