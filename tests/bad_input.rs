@@ -7,7 +7,6 @@ use common::*;
 use std::collections::BTreeSet;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// What follows.
@@ -22,7 +21,7 @@ use Then::{Ends, Serves};
 
 /// The command, what exactly one line must contain, what follows. `@dir` is a directory of the case with the files `text` (no
 /// program, mode 644), `shell` (the same, 755), `empty` (755) and `lost` (755, its interpreter is missing); descriptor 5 is
-/// a socket that listens on `@port`.
+/// a socket that listens on `@port`. `@nobody` makes sure that it is not the superuser's.
 type Case = (&'static str, &'static str, Then);
 
 #[rustfmt::skip]
@@ -31,6 +30,7 @@ const CASES: &[Case] = &[
     ("refork run -b 127.0.0.1:@port sleep 1000", "cannot listen on `127.0.0.1:@port`: Address already in use", Ends(4)),
     ("refork run -b 127.0.0.1:65536 sleep 1000", "`127.0.0.1:65536`: is not HOST:PORT", Ends(2)),
     ("refork run -b odd sleep 1000", "`odd`: is not HOST:PORT, :PORT, [v6]:PORT, unix:PATH or fd://N", Ends(2)),
+    ("@nobody refork run -b 127.0.0.1:1 sleep 1000", "cannot listen on `127.0.0.1:1`: Permission denied", Ends(4)),
     ("refork run -b 192.0.2.1:0 sleep 1000", "cannot listen on `192.0.2.1:0`: ", Ends(4)),
     ("refork run -b 127.0.0.1:1 -b 127.0.0.1:1 sleep 1000", "`127.0.0.1:1`: is given twice", Ends(2)),
     ("refork run -b unix:@dir/s -b x=unix:@dir/s sleep 1000", "s`: is given twice", Ends(2)),
@@ -71,20 +71,46 @@ const CASES: &[Case] = &[
     ("LISTEN_PID=$$ LISTEN_FDS=2 refork run -b unix:@dir/s sleep 1000", "LISTEN_FDS: fd 4: Bad file descriptor", Serves),
 ];
 
-fn run(case: &Case) {
+/// What is watched: the last rows.
+#[rustfmt::skip]
+const WATCHED: &[Case] = &[
+    ("refork run --reload-path @dir/none sleep 1000", "@dir/none", Serves),
+    ("@nobody refork run --reload-path @dir/tree sleep 1000", "tree/closed", Serves),
+];
+
+/// Words that make a program somebody's who may not do everything; `None`: that cannot be had here.
+fn nobody() -> Option<&'static str> {
+    match sh("id -u; command -v setpriv || true", "").split_once('\n') {
+        Some(("0", "")) => None,
+        Some(("0", _)) => {
+            Some("setpriv --reuid=65534 --regid=65534 --clear-groups --bounding-set=-all --inh-caps=-all")
+        }
+        _ => Some(""),
+    }
+}
+
+/// `bin`: where `refork` is, for everybody to execute.
+fn run(bin: &Dir, case: &Case) {
     let (input, message, then) = case;
+    let ports = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    let any_port = input.contains(":1 ") && ports.trim().parse::<u32>().is_ok_and(|first| first < 2);
+    let nobody = nobody();
+    if input.contains("@nobody") && (nobody.is_none() || any_port) {
+        return println!("skipped: {input}: the superuser, or a port for everybody");
+    }
     let dir = Dir::new();
-    let setup = "cd '@dir'; echo true | tee text shell >empty; : >empty; printf '#!@dir/none' >lost; chmod 755 shell empty lost";
+    let setup = "cd '@dir'; echo true | tee text shell >empty; : >empty; printf '#!@dir/none' >lost; chmod 755 shell empty lost; \
+                 mkdir -p tree/closed; chmod 0 tree/closed";
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = busy.local_addr().unwrap();
     let fill = |text: &str| {
         let text = text.replace("@long", &"x".repeat(200)).replace("@port", &addr.port().to_string());
-        text.replace("@dir", dir.str("").trim_end_matches('/'))
+        text.replace("@dir", dir.str("").trim_end_matches('/')).replace("@nobody", nobody.unwrap_or_default())
     };
     let files = || std::fs::read_dir(dir.path("")).unwrap().map(|e| e.unwrap().file_name()).collect::<BTreeSet<_>>();
     sh(&fill(setup), "");
     let before = files();
-    let path = format!("{}:{}", Path::new(REFORK).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:{}", bin.str(""), std::env::var("PATH").unwrap());
     let mut command = Command::new("sh");
     command.args(["-c", &format!("exec 5<&0 0</dev/null; exec env {}", fill(input))]).env("PATH", path);
     let mut proc = Proc::spawn_with(command, Stdio::from(OwnedFd::from(busy.try_clone().unwrap())));
@@ -101,42 +127,35 @@ fn run(case: &Case) {
     let code = proc.end().code();
     let log = proc.log();
     assert_eq!(code, Some(expected), "{input}: {log}");
-    assert_eq!(proc.count(&needle), 1, "{input}: one line with {needle:?} in\n{log}");
+    let lines = proc.seen.iter().filter(|line| line.contains(&needle) && !line.contains("]: watching "));
+    assert_eq!(lines.count(), 1, "{input}: one line with {needle:?} in\n{log}");
     assert_eq!(proc.count("panicked"), 0, "{input}: {log}");
     if expected == 2 {
         assert!(proc.seen.len() == 1 && log.ends_with("; try --help"), "{input}: {log}");
     }
     assert_eq!(files(), before, "{input}: files");
+    sh(&fill("chmod 755 '@dir/tree/closed'"), "");
     TcpStream::connect(addr).expect("a socket that was lent listens on");
 }
 
-#[test]
-fn every_case_says_what_and_what_follows_and_leaves_nothing_behind() {
+fn all(cases: &[Case]) {
+    let bin = Dir::new();
+    sh(&format!("cp '{REFORK}' '{0}' && chmod 755 '{0}'", bin.str("refork")), "");
     // Side by side: some take a second by their nature.
     std::thread::scope(|scope| {
         for part in 0..3 {
-            scope.spawn(move || CASES.iter().skip(part).step_by(3).for_each(run));
+            let bin = &bin;
+            scope.spawn(move || cases.iter().skip(part).step_by(3).for_each(|case| run(bin, case)));
         }
     });
 }
 
-/// The superuser may bind any port: then somebody else tries.
 #[test]
-fn a_port_without_permission() {
-    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
-    if first.trim().parse::<u32>().unwrap_or(1024) < 2 {
-        return println!("skipped: everybody may bind port 1 here");
-    }
-    let root = sh("id -u", "").trim() == "0";
-    if root && sh("command -v setpriv || true", "").is_empty() {
-        return println!("skipped: root may bind every port, and setpriv is not there");
-    }
-    let dir = Dir::new();
-    sh(&format!("cp '{REFORK}' '{0}' && chmod 755 '{0}'", dir.str("refork")), "");
-    let nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups --bounding-set=-all --inh-caps=-all ";
-    let script = format!("exec {}{} run -b 127.0.0.1:1 sleep 1000", if root { nobody } else { "" }, dir.str("refork"));
-    let mut proc = Proc::start("sh", &["-c", &script]);
-    assert_eq!(proc.end().code(), Some(4), "{}", proc.log());
-    assert_eq!(proc.seen.len(), 1);
-    assert!(proc.log().contains("cannot listen on `127.0.0.1:1`: Permission denied"), "{}", proc.log());
+fn every_case_says_what_and_what_follows_and_leaves_nothing_behind() {
+    all(CASES);
+}
+
+#[test]
+fn what_cannot_be_watched_is_one_line() {
+    all(WATCHED);
 }
