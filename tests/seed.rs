@@ -24,7 +24,7 @@ fn serving(proc: &mut Proc) -> String {
 /// Says one word to the seed server: its answer, empty if it executed itself.
 fn say(addr: &str, word: &str) -> String {
     let mut stream = TcpStream::connect(addr).unwrap();
-    writeln!(stream, "{word}").unwrap();
+    stream.write_all(word.as_bytes()).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);

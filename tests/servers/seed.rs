@@ -40,16 +40,16 @@ fn main() -> std::io::Result<()> {
     eprintln!("serving on {addr}");
     loop {
         let (mut stream, _) = listener.accept()?;
-        let mut request = [0; 64];
-        let n = stream.read(&mut request).unwrap_or(0);
+        let mut request = String::new();
+        let _ = stream.read_to_string(&mut request);
         let mut argv: Vec<OsString> = std::env::args_os().collect();
         // A closed descriptor among others is skipped.
         let sockets = [listener.as_raw_fd(), 999];
-        let error = match &request[..n] {
-            b"same\n" => exec_self_with_sockets(&sockets, None),
-            b"nothing\n" => exec_self_with_sockets(&sockets[1..], None),
-            b"no argv\n" => exec_self_with_sockets(&sockets, Some(&[])),
-            request if request == b"again\n" || changed.swap(false, SeqCst) => {
+        let error = match request.as_str() {
+            "same" => exec_self_with_sockets(&sockets, None),
+            "nothing" => exec_self_with_sockets(&sockets[1..], None),
+            "no argv" => exec_self_with_sockets(&sockets, Some(&[])),
+            request if request == "again" || changed.swap(false, SeqCst) => {
                 argv[0] = "replaced".into();
                 argv.push("again".into());
                 exec_self_with_sockets(&sockets, Some(&argv))
