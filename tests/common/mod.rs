@@ -46,7 +46,8 @@ impl Dir {
 
     /// Writes a file aside and renames it into place.
     pub fn save(&self, name: &str, text: &str) -> String {
-        let aside = self.path(&format!(".{name}.new"));
+        let name_only = name.rsplit('/').next().unwrap();
+        let aside = self.path(name).with_file_name(format!(".{name_only}.new"));
         std::fs::write(&aside, text).unwrap();
         std::fs::rename(&aside, self.path(name)).unwrap();
         self.str(name)
