@@ -40,8 +40,8 @@ fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// What a failed write to standard output means. Rust ignores SIGPIPE, which would end us with 141 here: the reader that
-/// went away (`refork watch | head -1`) has what it wanted.
+/// What a failed write to standard output means. Rust ignores SIGPIPE, which would end us with 141 here: the reader
+/// that went away (`refork watch | head -1`) has what it wanted.
 fn unread(error: io::Error) -> ExitCode {
     if error.kind() == io::ErrorKind::BrokenPipe {
         return ExitCode::SUCCESS;

@@ -19,9 +19,9 @@ enum Then {
 }
 use Then::{Ends, Serves};
 
-/// The command, what exactly one line must contain, what follows. `@dir` is a directory of the case with the files `text` (no
-/// program, mode 644), `shell` (the same, 755), `empty` (755) and `lost` (755, its interpreter is missing); descriptor 5 is
-/// a socket that listens on `@port`. `@nobody` makes sure that it is not the superuser's.
+/// The command, what exactly one line must contain, what follows. `@dir` is a directory of the case with the files
+/// `text` (no program, mode 644), `shell` (the same, 755), `empty` (755) and `lost` (755, its interpreter is missing);
+/// descriptor 5 is a socket that listens on `@port`. `@nobody` makes sure that it is not the superuser's.
 type Case = (&'static str, &'static str, Then);
 
 #[rustfmt::skip]
@@ -34,7 +34,7 @@ const CASES: &[Case] = &[
     ("refork run -b 192.0.2.1:0 sleep 1000", "cannot listen on `192.0.2.1:0`: ", Ends(4)),
     ("refork run -b 127.0.0.1:1 -b 127.0.0.1:1 sleep 1000", "`127.0.0.1:1`: is given twice", Ends(2)),
     ("refork run -b unix:@dir/s -b x=unix:@dir/s sleep 1000", "s`: is given twice", Ends(2)),
-    ("refork run -b unix:@dir/text sleep 1000", "text`: the path exists and is not a socket; it is left alone", Ends(4)),
+    ("refork run -b unix:@dir/text sleep 1000", "the path exists and is not a socket; it is left alone", Ends(4)),
     ("refork run -b unix:@dir/@long sleep 1000", "a socket's path has 1 to 10", Ends(4)),
     ("refork run -b unix:@dir/none/s sleep 1000", "none/s`: No such file or directory", Ends(4)),
     ("refork run -b unix: sleep 1000", "`unix:`: a Unix socket needs a path", Ends(2)),
@@ -52,7 +52,7 @@ const CASES: &[Case] = &[
     ("refork run --frobnicate sleep 1000", "unknown option `--frobnicate`", Ends(2)),
     ("refork", "`run` or `watch` is missing", Ends(2)),
     // COMMAND.
-    ("refork run -b unix:@dir/s not-there", "cannot execute `not-there`: no such file, neither here nor in PATH", Ends(127)),
+    ("refork run -b unix:@dir/s none", "cannot execute `none`: no such file, neither here nor in PATH", Ends(127)),
     ("refork run -b unix:@dir/s @dir/none", "none`: no such file", Ends(127)),
     ("refork run @dir", "is not a regular file", Ends(126)),
     ("refork run @dir/text", "text`: is not executable (no x-bit)", Ends(126)),
@@ -63,11 +63,11 @@ const CASES: &[Case] = &[
     // What a hand-off or a service manager leaves in the environment.
     ("BB_INHERIT_FDS=0,1,2 refork run -b unix:@dir/s sleep 1000", "fd 1: is a standard stream: not adopted", Serves),
     ("BB_INHERIT_FDS=99 refork run -b unix:@dir/s sleep 1000", "BB_INHERIT_FDS: fd 99: Bad file descriptor", Serves),
-    ("BB_INHERIT_FDS=abc refork run -b unix:@dir/s sleep 1000", "`abc` is not a descriptor's number: ignored", Serves),
+    ("BB_INHERIT_FDS=abc refork run -b unix:@dir/s sleep 1000", "`abc` is not a descriptor's number", Serves),
     ("BB_INHERIT_FDS=5,5 refork run -b 127.0.0.1:@port sleep 1000", "fd 5: is named twice: not adopted", Serves),
     ("BB_INHERIT_FDS=, refork run -b unix:@dir/s sleep 1000", "listening on unix:", Serves),
     ("BB_INHERIT_FDS=-1 refork run -b unix:@dir/s sleep 1000", "`-1` is not a descriptor's number: ignored", Serves),
-    ("BB_INHERIT_FDS=5 REFORK_HANDOFF=x refork run -b 127.0.0.1:@port sleep 1000", "REFORK_HANDOFF is malformed", Serves),
+    ("REFORK_HANDOFF=x BB_INHERIT_FDS=5 refork run -b 127.0.0.1:@port sleep 1000", "_HANDOFF is malformed", Serves),
     ("LISTEN_PID=$$ LISTEN_FDS=2 refork run -b unix:@dir/s sleep 1000", "LISTEN_FDS: fd 4: Bad file descriptor", Serves),
 ];
 
@@ -99,8 +99,8 @@ fn run(bin: &Dir, case: &Case) {
         return println!("skipped: {input}: the superuser, or a port for everybody");
     }
     let dir = Dir::new();
-    let setup = "cd '@dir'; echo true | tee text shell >empty; : >empty; printf '#!@dir/none' >lost; chmod 755 shell empty lost; \
-                 mkdir -p tree/closed; chmod 0 tree/closed";
+    let setup = "cd '@dir'; echo true | tee text shell >empty; : >empty; printf '#!@dir/none' >lost; \
+                 chmod 755 shell empty lost; mkdir -p tree/closed; chmod 0 tree/closed";
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = busy.local_addr().unwrap();
     let fill = |text: &str| {

@@ -210,6 +210,30 @@ fn a_command_that_disappears_costs_nothing() {
     assert_eq!(proc.count(&format!("cannot execute {command}: No such file")), 1, "{}", proc.log());
 }
 
+/// It was there when the reload began, and is gone when the new image looks for it.
+#[test]
+fn a_command_that_disappears_during_a_re_exec_is_waited_for() {
+    let dir = Dir::new();
+    let script = "#!/bin/sh\nexec sleep 1000\n";
+    let command = dir.script("command", script);
+    sh(&format!("cp '{REFORK}' '{0}.new' && mv '{0}.new' '{0}'", dir.str("refork")), "");
+    let mut proc = Proc::start(dir.str("refork"), &["run", "-b", "127.0.0.1:0", &command]);
+    let addr = proc.addr();
+    proc.line("ready: generation 1");
+    dir.script("refork", &format!("#!/bin/sh\nrm '{command}'\nexec '{REFORK}' \"$@\"\n"));
+    proc.signal("USR2");
+    proc.line("adopted 1 listener");
+    let line = proc.line("cannot fork worker 0");
+    assert!(
+        line.contains(&format!("cannot execute `{command}`: no such file")) && line.contains("next try in"),
+        "{line}"
+    );
+    std::net::TcpStream::connect(&addr).expect("the socket listens");
+    dir.script("command", script);
+    proc.line("ready: generation 2");
+    proc.stop();
+}
+
 #[test]
 fn a_command_that_ends_at_once_waits_for_better_code_when_reload_is_on() {
     let dir = Dir::new();

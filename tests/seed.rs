@@ -1,5 +1,5 @@
-//! Each statement of the document that refork implements, quoted, and the test that shows it. Its names and meanings are kept;
-//! where refork differs, the test says so.
+//! Each statement of the document that refork implements, quoted, and the test that shows it. Its names and meanings
+//! are kept; where refork differs, the test says so.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
@@ -58,7 +58,8 @@ fn listening(proc: &Proc, addr: &str) -> String {
 /// 2. Master forks worker processes; they inherit the listening sockets via fd inheritance.
 /// [3: below]
 /// 4. Master sends SIGTERM to all workers and waits up to `shutdown_timeout` for them to drain in-flight requests.
-/// 5. Master marks the listening sockets inheritable, exports their fds via `BB_INHERIT_FDS`, and `os.execvp`s `sys.executable`
+/// 5. Master marks the listening sockets inheritable, exports their fds via `BB_INHERIT_FDS`, and `os.execvp`s
+/// `sys.executable`
 ///    with the original argv.
 /// 6. The fresh master process adopts the inherited sockets and re-forks workers — now running the new code."
 ///
@@ -96,16 +97,17 @@ fn the_reload_model_is_master_re_exec() {
     proc.stop();
 }
 
-/// "Picking up new code requires the master itself to re-import, which is why we re-exec the whole process": the new image can
-/// be anything. This one shows what a new image is given: "marks the listening sockets inheritable, exports their fds via
-/// `BB_INHERIT_FDS`".
+/// "Picking up new code requires the master itself to re-import, which is why we re-exec the whole process": the new
+/// image can be anything. This one shows what a new image is given: "marks the listening sockets inheritable, exports
+/// their fds via `BB_INHERIT_FDS`".
 #[test]
 fn the_new_image_is_given_the_sockets_and_their_numbers() {
     let dir = Dir::new();
     let mut proc = Proc::start(dir.probe("probe", "v1"), &["bind=127.0.0.1:0", "bind=127.0.0.1:0"]);
     proc.line("ready: generation 1");
     let before = sockets(proc.pid());
-    let script = "#!/bin/sh\nfor fd in $(echo $BB_INHERIT_FDS | tr , ' '); do echo \"given $fd $(readlink /proc/$$/fd/$fd)\" >&2; done\n\
+    let script = "#!/bin/sh\nfor fd in $(echo $BB_INHERIT_FDS | tr , ' '); do \
+                  echo \"given $fd $(readlink /proc/$$/fd/$fd)\" >&2; done\n\
                   echo \"image $0, args $*, pid $$, fds $BB_INHERIT_FDS.\" >&2\n";
     dir.script("probe", script);
     proc.signal("HUP");
@@ -123,7 +125,8 @@ fn the_new_image_is_given_the_sockets_and_their_numbers() {
 
 /// "exec_self_with_sockets(sockets, argv=None): Re-execute the current Python process, preserving listening sockets."
 /// "Does not return on success: the current process image is gone."
-/// "argv: Argv to exec. Defaults to `sys.argv` (re-runs the same command line). `sys.executable` is always used as `argv[0]`."
+/// "argv: Argv to exec. Defaults to `sys.argv` (re-runs the same command line). `sys.executable` is always used as
+/// `argv[0]`."
 /// "unless FD_CLOEXEC is set, which we clear here"
 #[test]
 fn exec_self_with_sockets_keeps_the_sockets_the_pid_and_the_arguments() {
@@ -152,8 +155,8 @@ fn exec_self_with_sockets_keeps_the_sockets_the_pid_and_the_arguments() {
     assert_eq!(proc.count("fd 999: Bad file descriptor"), 4, "skipped with a warning: {}", proc.log());
 }
 
-/// "adopt_inherited_sockets": sockets are adopted once, and no child of the new image sees the variable. "Caller is responsible
-/// for having already terminated any subprocesses that hold copies of these fds."
+/// "adopt_inherited_sockets": sockets are adopted once, and no child of the new image sees the variable. "Caller is
+/// responsible for having already terminated any subprocesses that hold copies of these fds."
 #[test]
 fn adopt_inherited_sockets_takes_them_once() {
     let dir = Dir::new();
@@ -214,8 +217,8 @@ fn on_change_is_called_once_per_batch_on_the_watchers_thread() {
     assert_eq!(say(&addr, ""), format!("pid={} text=v21\n", proc.pid()));
 }
 
-/// "The watcher runs in a daemon thread so it can not block the master's synchronous supervision loop. It debounces filesystem
-/// events itself (watchfiles default ~50 ms) so a single editor save does not trigger multiple reloads."
+/// "The watcher runs in a daemon thread so it can not block the master's synchronous supervision loop. It debounces
+/// filesystem events itself (watchfiles default ~50 ms) so a single editor save does not trigger multiple reloads."
 #[test]
 fn a_single_editor_save_does_not_trigger_multiple_reloads() {
     let dir = Dir::new();

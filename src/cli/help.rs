@@ -41,7 +41,8 @@ The signals of the master:
   USR1        is passed on to the workers (log files)
 
 Exit codes: 0 stopped; 1 failed while running; 2 usage; 3 workers cannot boot; 4 cannot bind or adopt; 126 COMMAND
-cannot be executed, 127 not found; 128+n ended by signal n. REFORK_LOG=error|warn|info|debug[,time] sets the log as -v and -q do.
+cannot be executed, 127 not found; 128+n ended by signal n. REFORK_LOG=error|warn|info|debug[,time] sets the log as
+-v and -q do.
 ";
 
 pub(crate) const WATCH: &str = "\
@@ -51,9 +52,10 @@ Watches files, and directories with all that is in them [.]. Prints `ready` on s
 missed, then the changed paths of each batch on standard output, one line a batch, separated by spaces.
 
   -- CMD [ARG]...       run CMD after each batch instead of printing. Changes while it runs: once more afterwards
-      --json            {\"ready\":true,\"t_ns\":N}, then {\"t_ns\":N,\"paths\":[...]} for each batch, all on standard output;
-                        \"rescan\":true: events were lost and the files were read again; \"error\":\"...\": what is not
-                        watched, or only polled. t_ns: CLOCK_MONOTONIC. Bytes that are not UTF-8: \\udcXX
+      --json            {\"ready\":true,\"t_ns\":N}, then {\"t_ns\":N,\"paths\":[...]} for each batch, all on
+                        standard output; \"rescan\":true: events were lost and the files were read again;
+                        \"error\":\"...\": what is not watched, or only polled. t_ns: CLOCK_MONOTONIC.
+                        Bytes that are not UTF-8: \\udcXX
       --ext py,rs       count files with these extensions instead of the usual source files
       --all             count every file in every directory
       --no-follow       do not follow symbolic links

@@ -1,8 +1,9 @@
 //! The seed's three names without a master: bind or adopt, watch, exec on a change. One process, no workers.
 //!
-//! `seed WATCHED [ARGUMENT]...` listens on 127.0.0.1:0, prints what it adopted and its arguments, and answers each connection
-//! with its pid and the watched file's text as it was when this image started. A change, or the request `again`, makes it
-//! execute itself with the argument `again` added; the request `same`, with its own arguments; `nothing`, without a socket.
+//! `seed WATCHED [ARGUMENT]...` listens on 127.0.0.1:0, prints what it adopted and its arguments, and answers each
+//! connection with its pid and the watched file's text as it was when this image started. A change, or the request
+//! `again`, makes it execute itself with the argument `again` added; the request `same`, with its own arguments;
+//! `nothing`, without a socket.
 
 #![allow(clippy::expect_used)]
 
