@@ -68,7 +68,7 @@ const CASES: &[Case] = &[
     ("BB_INHERIT_FDS=, refork run -b unix:@dir/s sleep 1000", "listening on unix:", Serves),
     ("BB_INHERIT_FDS=-1 refork run -b unix:@dir/s sleep 1000", "`-1` is not a descriptor's number: ignored", Serves),
     ("REFORK_HANDOFF=x BB_INHERIT_FDS=5 refork run -b 127.0.0.1:@port sleep 1000", "_HANDOFF is malformed", Serves),
-    ("LISTEN_PID=$$ LISTEN_FDS=2 refork run -b unix:@dir/s sleep 1000", "LISTEN_FDS: fd 4: Bad file descriptor", Serves),
+    ("LISTEN_PID=$$ LISTEN_FDS=2 refork run -b unix:@dir/s sleep 1000", "LISTEN_FDS: fd 4: Bad file d", Serves),
 ];
 
 /// What is watched: the last rows.

@@ -59,8 +59,7 @@ fn listening(proc: &Proc, addr: &str) -> String {
 /// [3: below]
 /// 4. Master sends SIGTERM to all workers and waits up to `shutdown_timeout` for them to drain in-flight requests.
 /// 5. Master marks the listening sockets inheritable, exports their fds via `BB_INHERIT_FDS`, and `os.execvp`s
-/// `sys.executable`
-///    with the original argv.
+///    `sys.executable` with the original argv.
 /// 6. The fresh master process adopts the inherited sockets and re-forks workers — now running the new code."
 ///
 /// "The listening sockets do not close at any point: kernel multiplexes the same fd across master+workers"
