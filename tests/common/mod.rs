@@ -62,11 +62,8 @@ impl Dir {
     /// A copy of the probe server whose code is `tag`, renamed into place.
     pub fn probe(&self, name: &str, tag: &str) -> String {
         let probe = example("probe");
-        let script = format!(
-            "cp '{}' '{1}.new' && cat >> '{1}.new' && mv '{1}.new' '{1}'",
-            probe.display(),
-            self.str(name)
-        );
+        let script =
+            format!("cp '{}' '{1}.new' && cat >> '{1}.new' && mv '{1}.new' '{1}'", probe.display(), self.str(name));
         sh(&script, &format!("TAG:{tag}"));
         self.str(name)
     }
@@ -80,12 +77,8 @@ impl Drop for Dir {
 
 /// Runs a shell script with `input`; it must succeed.
 pub fn sh(script: &str, input: &str) -> String {
-    let mut child = Command::new("sh")
-        .args(["-ec", script])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        Command::new("sh").args(["-ec", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{script}: {}", output.status);
