@@ -226,6 +226,7 @@ impl Service<'_> {
             self.events.push_back(Event::Change { own });
         }
         if self.flags.lost.swap(false, SeqCst) {
+            self.watcher = None;
             self.events.push_back(Event::WatchLost);
         }
     }
