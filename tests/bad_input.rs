@@ -1,5 +1,5 @@
 //! Bad input is an error that says what, where and what follows: one table.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! `refork run`: workers that execute a program.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -53,8 +53,9 @@ fn a_worker_finds_its_sockets_as_from_systemd_and_nothing_else() {
         let text = std::fs::read_to_string(dir.path("told")).unwrap();
         let pid = told(&text, "pid ")[0].clone();
         assert_eq!(proc.children().0, [pid.parse::<u32>().unwrap()]);
-        assert_eq!(told(&text, "group "), [pid.clone()], "its own process group");
-        assert_eq!(told(&text, "LISTEN_PID="), [pid]);
+        let pid = [pid];
+        assert_eq!(told(&text, "group "), pid, "its own process group");
+        assert_eq!(told(&text, "LISTEN_PID="), pid);
         assert_eq!(
             (told(&text, "LISTEN_FDS="), told(&text, "LISTEN_FDNAMES=")),
             (vec!["2".into()], vec!["web:unknown".into()])

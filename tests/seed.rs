@@ -52,17 +52,16 @@ fn listening(proc: &Proc, addr: &str) -> String {
     shared[0].clone()
 }
 
-/// "The reload model is **master re-exec**:
-///
-/// 1. Master binds and listens on the configured sockets.
-/// 2. Master forks worker processes; they inherit the listening sockets via fd inheritance.
-/// [3: below]
-/// 4. Master sends SIGTERM to all workers and waits up to `shutdown_timeout` for them to drain in-flight requests.
-/// 5. Master marks the listening sockets inheritable, exports their fds via `BB_INHERIT_FDS`, and `os.execvp`s
-///    `sys.executable` with the original argv.
-/// 6. The fresh master process adopts the inherited sockets and re-forks workers — now running the new code."
-///
-/// "The listening sockets do not close at any point: kernel multiplexes the same fd across master+workers"
+// "The reload model is **master re-exec**:
+//
+// 1. Master binds and listens on the configured sockets.
+// 2. Master forks worker processes; they inherit the listening sockets via fd inheritance.
+// 4. Master sends SIGTERM to all workers and waits up to `shutdown_timeout` for them to drain in-flight requests.
+// 5. Master marks the listening sockets inheritable, exports their fds via `BB_INHERIT_FDS`, and `os.execvp`s
+//    `sys.executable` with the original argv.
+// 6. The fresh master process adopts the inherited sockets and re-forks workers — now running the new code."
+//
+// "The listening sockets do not close at any point: kernel multiplexes the same fd across master+workers"
 #[test]
 fn the_reload_model_is_master_re_exec() {
     let dir = Dir::new();

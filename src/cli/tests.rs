@@ -67,8 +67,9 @@ fn names_of_addresses() {
         ("fd://3", pair("", "fd://3")),
         ("api=[::1]:0", pair("api", "[::1]:0")),
     ] {
-        assert_eq!(run(&format!("-b {bind} c")).binds, [expected.clone()], "{bind}");
-        assert_eq!(run(&format!("--bind={bind} c")).binds, [expected]);
+        let expected = [expected];
+        assert_eq!(run(&format!("-b {bind} c")).binds, expected, "{bind}");
+        assert_eq!(run(&format!("--bind={bind} c")).binds, expected);
     }
     assert_eq!(run("-b :1 --bind :2 c").binds.len(), 2);
 }
@@ -79,7 +80,7 @@ fn what_is_watched() {
     assert_eq!(paths("-r c"), [PathBuf::from(".")]);
     assert_eq!(paths("--reload-path a --reload-path=b c"), [PathBuf::from("a"), PathBuf::from("b")]);
     assert_eq!(paths("-r --reload-path a c"), [PathBuf::from("a")]);
-    assert_eq!(paths("--reload-include *.x --reload-exclude=y c"), [PathBuf::new(); 0]);
+    assert!(paths("--reload-include *.x --reload-exclude=y c").is_empty());
     let run = run("--reload-include *.x --reload-include=*.z --reload-exclude y --poll=7 c");
     assert_eq!(
         (run.include.join(" "), run.exclude.join(" "), run.timing.poll),

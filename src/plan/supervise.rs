@@ -101,7 +101,7 @@ impl Supervise {
     pub(crate) fn step(&mut self, now: Moment, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Start => self.start(now, out),
-            Event::Change { own } => self.change(now, own, out),
+            Event::Change { own } => self.change(own, out),
             Event::WatchLost => self.watch_lost(now, out),
             Event::Signal(signal) => self.signal(now, signal, out),
             Event::Looked(answer) => self.looked(now, answer, out),
@@ -142,17 +142,17 @@ impl Supervise {
         }
     }
 
-    fn change(&mut self, now: Moment, own: bool, out: &mut Vec<Action>) {
+    fn change(&mut self, own: bool, out: &mut Vec<Action>) {
         let reexec = own || self.config.reexec;
         match &mut self.phase {
-            Phase::Serving | Phase::Dormant => self.begin_reload(now, reexec, None, out),
+            Phase::Serving | Phase::Dormant => self.begin_reload(reexec, None, out),
             Phase::Draining { reexec: planned } => *planned |= reexec,
             Phase::New | Phase::Looking { .. } | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
         }
     }
 
     /// `asked`: say so; a change has had its line already.
-    fn begin_reload(&mut self, now: Moment, reexec: bool, asked: Option<Trigger>, out: &mut Vec<Action>) {
+    fn begin_reload(&mut self, reexec: bool, asked: Option<Trigger>, out: &mut Vec<Action>) {
         self.reload += 1;
         if let Some(trigger) = asked {
             out.push(Action::Say(Note::Asked { reload: self.reload, trigger }));
@@ -259,18 +259,18 @@ impl Supervise {
             Signal::Int => self.ask_stop(now, "SIGINT", out),
             Signal::Hangup => self.ask_stop(now, "SIGHUP (the terminal is gone)", out),
             Signal::Quit => self.stop_at_once(now, out),
-            Signal::Hup => self.ask_reload(now, Trigger::Hup, out),
-            Signal::Usr2 => self.ask_reload(now, Trigger::Usr2, out),
+            Signal::Hup => self.ask_reload(Trigger::Hup, out),
+            Signal::Usr2 => self.ask_reload(Trigger::Usr2, out),
             Signal::Usr1 => out.extend(self.workers.iter().map(|worker| Action::Relay { pid: worker.pid })),
             Signal::Ttin => self.more(now, out),
             Signal::Ttou => self.fewer(now, out),
         }
     }
 
-    fn ask_reload(&mut self, now: Moment, trigger: Trigger, out: &mut Vec<Action>) {
+    fn ask_reload(&mut self, trigger: Trigger, out: &mut Vec<Action>) {
         let reexec = trigger == Trigger::Usr2 || self.config.reexec;
         match &mut self.phase {
-            Phase::Serving | Phase::Dormant => self.begin_reload(now, reexec, Some(trigger), out),
+            Phase::Serving | Phase::Dormant => self.begin_reload(reexec, Some(trigger), out),
             Phase::Draining { reexec: planned } => *planned |= reexec,
             Phase::New | Phase::Looking { .. } | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
         }

@@ -1,7 +1,7 @@
 //! Real processes for the tests: started, heard line by line, signalled, and gone at the end whatever happens.
 //!
 //! Nothing here sleeps to wait for something: lines, exits and answers are waited for, under one generous ceiling.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
