@@ -101,10 +101,10 @@ impl Tree {
 
     /// Appends the node's path as the user would write it; returns how long the root's part of it is.
     pub(crate) fn path(&self, id: u32, path: &mut Vec<u8>) -> usize {
-        let Some(node) = self.node(id) else { return path.len() };
+        let Some(node) = self.node(id) else { return 0 };
         if node.parent == NONE {
             path.extend_from_slice(&node.name);
-            return path.len();
+            return node.name.len();
         }
         let inner = self.path(node.parent, path);
         if path.last() != Some(&b'/') {
@@ -251,6 +251,8 @@ mod tests {
         let a = tree.add(root, b"a", 2, NONE);
         let b = tree.add(a, b"b", 3, NONE);
         assert_eq!(path(&tree, b), "src/a/b");
+        let mut after = b"before".to_vec();
+        assert_eq!((tree.path(b, &mut after), after), (3, b"beforesrc/a/b".to_vec()));
         tree.place_at(a, root, b"z");
         assert_eq!(path(&tree, b), "src/z/b");
         tree.place_at(root, b, b"x");
