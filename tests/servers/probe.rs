@@ -43,7 +43,14 @@ fn main() -> refork::Result<()> {
                 master
             }
             "thread" => {
-                std::thread::Builder::new().name("stranger".into()).spawn(std::thread::park).expect("a thread");
+                // A thread names itself, before it runs what it was given.
+                let (runs, running) = std::sync::mpsc::channel();
+                let stranger = move || {
+                    runs.send(()).expect("a listener");
+                    std::thread::park();
+                };
+                std::thread::Builder::new().name("stranger".into()).spawn(stranger).expect("a thread");
+                running.recv().expect("a running thread");
                 master
             }
             _ => panic!("unknown key {key}"),
