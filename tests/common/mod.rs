@@ -1,7 +1,7 @@
 //! Real processes for the tests: started, heard line by line, signalled, and gone at the end whatever happens.
 //!
 //! Nothing here sleeps to wait for something: lines, exits and answers are waited for, under one generous ceiling.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -62,11 +62,8 @@ impl Dir {
     /// A copy of the probe server whose code is `tag`, renamed into place.
     pub fn probe(&self, name: &str, tag: &str) -> String {
         let probe = example("probe");
-        let script = format!(
-            "cp '{}' '{1}.new' && cat >> '{1}.new' && mv '{1}.new' '{1}'",
-            probe.display(),
-            self.str(name)
-        );
+        let script =
+            format!("cp '{}' '{1}.new' && cat >> '{1}.new' && mv '{1}.new' '{1}'", probe.display(), self.str(name));
         sh(&script, &format!("TAG:{tag}"));
         self.str(name)
     }
@@ -80,12 +77,8 @@ impl Drop for Dir {
 
 /// Runs a shell script with `input`; it must succeed.
 pub fn sh(script: &str, input: &str) -> String {
-    let mut child = Command::new("sh")
-        .args(["-ec", script])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        Command::new("sh").args(["-ec", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{script}: {}", output.status);
@@ -274,6 +267,7 @@ impl Load {
         let thread = std::thread::spawn(move || {
             while !flag.load(SeqCst) {
                 let _ = send.send(get(&addr, "/"));
+                #[allow(clippy::disallowed_methods)] // the load's rhythm: nothing is waited for
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
@@ -282,18 +276,25 @@ impl Load {
 
     /// The next answers, until one contains `needle`. Every one must be complete.
     pub fn until(&self, needle: &str) -> String {
-        loop {
+        let deadline = Instant::now() + CEILING;
+        while Instant::now() < deadline {
             let answer = self.answers.recv_timeout(CEILING).expect("an answer").expect("a complete answer");
             if answer.contains(needle) {
                 return answer;
             }
         }
+        panic!("no answer with {needle:?}")
     }
 
     /// Ends it: how many answers there were since. Every one must have been complete.
     pub fn stop(mut self) -> usize {
         self.stop.store(true, SeqCst);
         self.thread.take().unwrap().join().unwrap();
-        self.answers.try_iter().map(|answer| answer.expect("a complete answer")).count()
+        let mut count = 0;
+        for answer in self.answers.try_iter() {
+            answer.expect("a complete answer");
+            count += 1;
+        }
+        count
     }
 }

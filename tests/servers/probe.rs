@@ -7,7 +7,7 @@
 //! `probe plain TEXTFILE` is a program for `refork run` that knows nothing of refork: it serves the socket that is its
 //! standard input (`0<&3`) and drains on nothing.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::disallowed_methods)] // a server may sleep, its test may not
 
 use refork::{Backend, Master, Worker};
 use std::fmt::Write as _;
@@ -80,8 +80,11 @@ fn accept_loop(worker: &mut Worker, tag: &str) -> io::Result<()> {
 /// An event loop of one's own, as the documentation describes it; here it is as simple as possible: nothing is awaited, for
 /// a test is patient, but every wake-up goes through the same steps.
 fn poll_loop(worker: &mut Worker, tag: &str) -> io::Result<()> {
-    let listeners: Vec<TcpListener> =
-        worker.listeners().iter().map(|l| l.as_tcp().expect("a TCP listener").try_clone()).collect::<io::Result<_>>()?;
+    let listeners: Vec<TcpListener> = worker
+        .listeners()
+        .iter()
+        .map(|l| l.as_tcp().expect("a TCP listener").try_clone())
+        .collect::<io::Result<_>>()?;
     loop {
         let draining = worker.draining();
         for listener in &listeners {
