@@ -51,9 +51,9 @@ mod worker;
 pub use error::{Error, Result};
 pub use handoff::{adopt_inherited_sockets, exec_self_with_sockets};
 pub use listener::{Addr, Listener, Stream};
-pub use log::{Level, Sink};
+pub use log::{log_level, monotonic, Level, Sink};
 pub use master::Master;
-pub use watch::{Backend, FileChangeWatcher};
+pub use watch::{Backend, FileChangeWatcher, Trouble};
 pub use worker::Worker;
 
 // The README's code is compiled.

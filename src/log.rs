@@ -296,9 +296,17 @@ static TIME: AtomicBool = AtomicBool::new(false);
 static SINK: Mutex<Option<Sink>> = Mutex::new(None);
 static ENVIRONMENT: Once = Once::new();
 
-pub(crate) fn set_level(level: Level) {
+/// The least important lines that this process still prints, whoever says them: a [`crate::Master`] or a
+/// [`crate::FileChangeWatcher`] alone. Default [`Level::Info`], or what `REFORK_LOG` says; this call outranks both.
+pub fn log_level(level: Level) {
     read_environment();
     LEVEL.store(level as u8, Relaxed);
+}
+
+/// The clock of the log's time stamps (`REFORK_LOG=time`) and of `refork watch --json`: CLOCK_MONOTONIC, which has the same
+/// value in every process of a machine and goes on across a reload. What std's `Instant` measures without telling.
+pub fn monotonic() -> Duration {
+    crate::sys::now()
 }
 
 pub(crate) fn set_sink(sink: Sink) {
@@ -338,7 +346,7 @@ pub(crate) fn say(note: &Note) {
         return sink(level, note);
     }
     let time = match TIME.load(Relaxed) {
-        true => format!("{:.3} ", crate::sys::now().as_secs_f64()),
+        true => format!("{:.3} ", monotonic().as_secs_f64()),
         false => String::new(),
     };
     let mark = match level {

@@ -1,2 +1,177 @@
-//! refork
-fn main() {}
+//! The command: `refork run` and `refork watch`, on the library's public API alone.
+
+mod cli;
+
+use cli::{show, Filter, Output, Task, Timing};
+use refork::{Backend, FileChangeWatcher, Level, Master, Trouble};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::sync::mpsc::{channel, Receiver};
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    let result = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(Task::Tell(text)) => Ok(print(text).map_or_else(unread, |()| ExitCode::SUCCESS)),
+        Ok(Task::Run(run)) => self::run(run),
+        Ok(Task::Watch(watch)) => self::watch(watch),
+        Err(usage) => {
+            complain(&format!("{}; try --help", usage.0));
+            return ExitCode::from(2);
+        }
+    };
+    result.unwrap_or_else(|error| {
+        let code = error.exit_code();
+        complain(&format!("{error}{}", if code == 2 { "; try --help" } else { "" }));
+        ExitCode::from(code)
+    })
+}
+
+/// One line on standard error. Nobody is left to be told when that fails.
+fn complain(text: &str) {
+    let _ = io::stderr().write_all(format!("refork: {text}\n").as_bytes());
+}
+
+/// To standard output, now.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// What a failed write to standard output means. Rust ignores SIGPIPE, which would end us with 141 here: the reader
+/// that went away (`refork watch | head -1`) has what it wanted.
+fn unread(error: io::Error) -> ExitCode {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return ExitCode::SUCCESS;
+    }
+    complain(&format!("cannot write to standard output: {error}"));
+    ExitCode::FAILURE
+}
+
+fn backend(timing: &Timing) -> Backend {
+    timing.poll.map_or(Backend::Auto, Backend::Poll)
+}
+
+fn run(run: cli::Run) -> refork::Result<ExitCode> {
+    let mut master = match run.verbosity {
+        0 => Master::new(),
+        1.. => Master::new().log_level(Level::Debug),
+        _ => Master::new().log_level(Level::Warn),
+    };
+    for (name, addr) in run.binds {
+        master = master.bind_named(name, addr);
+    }
+    for path in run.paths {
+        master = master.watch(path);
+    }
+    for glob in run.include {
+        master = master.include(glob);
+    }
+    for glob in run.exclude {
+        master = master.exclude(glob);
+    }
+    let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
+    master
+        .workers(run.workers.unwrap_or_else(cpus))
+        .debounce(run.timing.quiet, run.timing.cap())
+        .backend(backend(&run.timing))
+        .shutdown_timeout(run.shutdown_timeout)
+        .run_command(run.command)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the watcher's thread tells the main one, which prints and runs: `on_change` must not wait.
+enum Seen {
+    Batch(Duration, Vec<PathBuf>),
+    Rescan,
+    Degraded(Duration, String),
+    Lost(Duration, String),
+}
+
+fn watch(watch: cli::Watch) -> refork::Result<ExitCode> {
+    // What is seen is the output; the log's lines about it would only repeat it.
+    refork::log_level(Level::Warn);
+    let (send, seen) = channel();
+    let tell = send.clone();
+    let mut watcher = FileChangeWatcher::new(watch.paths, move |paths: &[PathBuf]| {
+        let _ = send.send(Seen::Batch(refork::monotonic(), paths.to_vec()));
+    })
+    .debounce(watch.timing.quiet, watch.timing.cap())
+    .backend(backend(&watch.timing))
+    .follow_symlinks(watch.follow)
+    .on_trouble(move |trouble| {
+        let now = refork::monotonic();
+        let _ = tell.send(match trouble {
+            Trouble::Rescan => Seen::Rescan,
+            Trouble::Lost(why) => Seen::Lost(now, why.into()),
+            Trouble::Degraded(why) => Seen::Degraded(now, why.into()),
+            other => Seen::Degraded(now, format!("{other:?}")),
+        });
+    });
+    match watch.filter {
+        Filter::Source => {}
+        Filter::All => watcher = watcher.watch_filter(|_| true),
+        Filter::Extensions(extensions) => {
+            for extension in extensions {
+                watcher = watcher.include(format!("*.{extension}"));
+            }
+        }
+    }
+    watcher.start()?;
+    let armed = refork::monotonic().as_nanos();
+    let ended = match watch.output {
+        Output::Json => print(&show::json_ready(armed)).and_then(|()| print_batches(&seen, true)),
+        Output::Lines => {
+            let _ = io::stderr().write_all(b"ready\n");
+            print_batches(&seen, false)
+        }
+        Output::Command(command) => {
+            let _ = io::stderr().write_all(b"ready\n");
+            run_after_batches(&seen, &command);
+            Ok(())
+        }
+    };
+    // The watcher has ended, and said why in a line of its own.
+    Ok(ended.map_or_else(unread, |()| ExitCode::FAILURE))
+}
+
+/// Until the watcher has ended or nobody reads any more.
+fn print_batches(seen: &Receiver<Seen>, json: bool) -> io::Result<()> {
+    let mut rescan = false;
+    for seen in seen {
+        let text = match &seen {
+            Seen::Batch(at, paths) if json => show::json(at.as_nanos(), paths, std::mem::take(&mut rescan), None),
+            Seen::Batch(_, paths) => show::lines(paths),
+            Seen::Rescan => {
+                rescan = true;
+                continue;
+            }
+            Seen::Degraded(at, why) | Seen::Lost(at, why) if json => show::json(at.as_nanos(), &[], false, Some(why)),
+            Seen::Degraded(..) | Seen::Lost(..) => String::new(),
+        };
+        print(&text)?;
+        if matches!(seen, Seen::Lost(..)) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Until the watcher has ended. What changes while CMD runs waits in the channel: all of it is one run more.
+fn run_after_batches(seen: &Receiver<Seen>, command: &[OsString]) {
+    while let Ok(first) = seen.recv() {
+        let waiting: Vec<Seen> = std::iter::once(first).chain(seen.try_iter()).collect();
+        if waiting.iter().any(|seen| matches!(seen, Seen::Batch(..))) {
+            match Command::new(&command[0]).args(&command[1..]).status() {
+                Ok(status) if status.success() => {}
+                Ok(status) => complain(&format!("{} ended with {status}", show::line(command[0].as_encoded_bytes()))),
+                Err(e) => complain(&format!("cannot execute {}: {e}", show::line(command[0].as_encoded_bytes()))),
+            }
+        }
+        if waiting.iter().any(|seen| matches!(seen, Seen::Lost(..))) {
+            break;
+        }
+    }
+}

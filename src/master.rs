@@ -48,13 +48,31 @@ enum Job<'a> {
     Command(Command),
 }
 
-/// COMMAND with its file found once.
+/// COMMAND.
 struct Command {
-    path: PathBuf,
     argv: Vec<OsString>,
+    /// Found once, so that all workers run one file. `None`: a re-exec came when it was gone; each fork looks for it.
+    path: Option<PathBuf>,
 }
 
 impl Command {
+    /// Its file, if that can be executed.
+    fn find(&self) -> Result<PathBuf> {
+        let name = self.argv.first().ok_or_else(|| Error::config("", "COMMAND is empty"))?;
+        let fail = |kind, why: &str| Error::new(Op::Command, name.to_string_lossy(), io::Error::new(kind, why));
+        let known = self.path.clone();
+        let found = known.or_else(|| handoff::search(name).map(|path| handoff::absolute(&path)));
+        let path = found.filter(|path| path.exists());
+        let path = path.ok_or_else(|| fail(io::ErrorKind::NotFound, "no such file, neither here nor in PATH"))?;
+        handoff::executable(&path).map_err(|why| fail(io::ErrorKind::PermissionDenied, &why))?;
+        Ok(path)
+    }
+
+    /// For a line of the log.
+    fn name(&self) -> PathBuf {
+        self.path.clone().or_else(|| self.argv.first().map(PathBuf::from)).unwrap_or_default()
+    }
+
     /// Everything that one worker's exec needs.
     fn program(&self, slot: usize, generation: u64, listeners: &[Listener]) -> io::Result<Program> {
         let (slot, generation, count) = (slot.to_string(), generation.to_string(), listeners.len().to_string());
@@ -67,7 +85,8 @@ impl Command {
         }
         let argv = self.argv.iter().map(|arg| handoff::c_string(arg)).collect::<io::Result<Vec<_>>>()?;
         let sockets = listeners.iter().map(AsRawFd::as_raw_fd).collect();
-        Ok(Program::new(handoff::c_string(self.path.as_os_str())?, argv, handoff::environment(&extra), sockets))
+        let path = self.path.clone().map_or_else(|| self.find(), Ok)?;
+        Ok(Program::new(handoff::c_string(path.as_os_str())?, argv, handoff::environment(&extra), sockets))
     }
 }
 
@@ -167,7 +186,7 @@ impl Master {
         self
     }
 
-    /// How many workers; default 1, at least 1. SIGTTIN and SIGTTOU change it while the service runs.
+    /// How many workers; default 1, at least 1, at most 65,535. SIGTTIN and SIGTTOU change it while the service runs.
     pub fn workers(mut self, n: usize) -> Master {
         self.workers = n;
         self
@@ -216,9 +235,10 @@ impl Master {
         self
     }
 
-    /// How long workers may finish what they are answering after SIGTERM; then SIGKILL. Default 10 s.
+    /// How long workers may finish what they are answering after SIGTERM; then SIGKILL. Default 10 s, at most 136 years.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Master {
-        self.shutdown_timeout = timeout;
+        // A deadline is a sum: "for ever" must not overflow it.
+        self.shutdown_timeout = timeout.min(Duration::from_secs(u32::MAX.into()));
         self
     }
 
@@ -231,7 +251,7 @@ impl Master {
 
     /// The least important lines still printed; default [`Level::Info`], or what `REFORK_LOG` says.
     pub fn log_level(self, level: Level) -> Master {
-        log::set_level(level);
+        log::log_level(level);
         self
     }
 
@@ -264,17 +284,14 @@ impl Master {
     ///
     /// As [`Master::run`]; and the program cannot be found or executed.
     pub fn run_command<S: Into<OsString>>(self, argv: impl IntoIterator<Item = S>) -> Result<()> {
-        let argv: Vec<OsString> = argv.into_iter().map(S::into).collect();
-        let Some(name) = argv.first() else {
-            return Err(Error::config("", "COMMAND is empty"));
-        };
-        let shown = name.to_string_lossy().into_owned();
-        let fail = |kind, why: &str| Error::new(Op::Command, shown.clone(), io::Error::new(kind, why));
-        let found = handoff::search(name).filter(|path| path.exists());
-        let found = found.ok_or_else(|| fail(io::ErrorKind::NotFound, "no such file, neither here nor in PATH"))?;
-        let path = handoff::absolute(&found);
-        handoff::executable(&path).map_err(|why| fail(io::ErrorKind::PermissionDenied, &why))?;
-        self.supervise(Job::Command(Command { path, argv }))
+        let mut command = Command { argv: argv.into_iter().map(S::into).collect(), path: None };
+        match command.find() {
+            Ok(path) => command.path = Some(path),
+            // After a re-exec the service is worth more: it goes on trying.
+            Err(e) if self.inherited.token.is_some() && !command.argv.is_empty() => log::warn(e.to_string()),
+            Err(e) => return Err(e),
+        }
+        self.supervise(Job::Command(command))
     }
 
     fn supervise(self, job: Job<'_>) -> Result<()> {
@@ -287,8 +304,8 @@ impl Master {
 
     /// Everything that can be known to be wrong before anything is done. One entry per ask; none for a closure.
     fn check(&self) -> Result<Vec<Vec<Want>>> {
-        if self.workers == 0 {
-            return Err(Error::config("workers", "must be at least 1"));
+        if !(1..=65_535).contains(&self.workers) {
+            return Err(Error::config(self.workers.to_string(), "is not a number of workers from 1 to 65535"));
         }
         let (quiet, cap) = self.watch.debounce;
         if quiet > cap {

@@ -226,6 +226,7 @@ impl Service<'_> {
             self.events.push_back(Event::Change { own });
         }
         if self.flags.lost.swap(false, SeqCst) {
+            self.watcher = None;
             self.events.push_back(Event::WatchLost);
         }
     }
@@ -267,6 +268,19 @@ impl Service<'_> {
         signal::set_mask(&before);
         drop(gate);
         self.take_signals(&signals);
+    }
+
+    /// Before anything is drained: is the new code whole?
+    fn look(&self, reexec: bool) -> std::result::Result<(), String> {
+        match &self.job {
+            Job::Command(command) => command.find().map(drop).map_err(|e| e.to_string())?,
+            Job::Serve(_) => {}
+        }
+        if reexec {
+            self.image.look()
+        } else {
+            Ok(())
+        }
     }
 
     /// Returns only the error.
@@ -326,7 +340,7 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
             signal(pid, libc::SIGUSR1);
             None
         }
-        Action::Look => Some(Event::Looked(service.image.look())),
+        Action::Look { reexec } => Some(Event::Looked(service.look(reexec))),
         Action::CloseDropped => {
             service.dropped.drain(..).for_each(|listener| listener.unlink());
             None

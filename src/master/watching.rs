@@ -4,7 +4,7 @@ use super::{Job, Master};
 use crate::error::Result;
 use crate::log::{self, Note};
 use crate::sys::signal;
-use crate::watch::FileChangeWatcher;
+use crate::watch::{FileChangeWatcher, Trouble};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::Arc;
 
@@ -25,19 +25,17 @@ pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) ->
     }
     let (image, command) = match job {
         Job::Serve(_) => (watch.executable.then(|| master.image.path.clone()), None),
-        Job::Command(command) => (Some(master.image.path.clone()), Some(command.path.clone())),
+        Job::Command(command) => (Some(master.image.path.clone()), command.path.clone()),
     };
     let (own, seen, lost) = (image.clone(), flags.clone(), flags.clone());
-    let mut watcher = FileChangeWatcher::new(std::mem::take(&mut watch.paths), move |paths| {
+    let paths = std::mem::take(&mut watch.paths).into_iter().chain(image).chain(command);
+    let mut watcher = FileChangeWatcher::new(paths, move |paths| {
         if own.as_ref().is_some_and(|own| paths.contains(own)) {
             seen.own.store(true, SeqCst);
         }
         seen.changed.store(true, SeqCst);
         signal::wake(0);
     });
-    for path in image.into_iter().chain(command) {
-        watcher = watcher.explicit(path);
-    }
     for glob in watch.include.drain(..) {
         watcher = watcher.include(glob);
     }
@@ -49,15 +47,17 @@ pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) ->
     }
     let (quiet, cap) = watch.debounce;
     watcher = watcher.debounce(quiet, cap).backend(watch.backend).reload_number(flags.reload.clone());
-    Some(watcher.on_lost(move |_| {
-        lost.lost.store(true, SeqCst);
-        signal::wake(0);
+    Some(watcher.on_trouble(move |trouble| {
+        if let Trouble::Lost(_) = trouble {
+            lost.lost.store(true, SeqCst);
+            signal::wake(0);
+        }
     }))
 }
 
 /// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more.
 pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool) -> Result<()> {
-    match watcher.as_mut().map(FileChangeWatcher::arm) {
+    match watcher.as_mut().map(|watcher| watcher.arm(None)) {
         Some(Err(e)) if !first => {
             log::say(&Note::WatchLost { why: e.to_string() });
             *watcher = None;

@@ -11,16 +11,26 @@ pub(crate) struct Debounce {
     cap: Duration,
     /// First and last change of the open batch.
     open: Option<(Moment, Moment)>,
+    /// Changes that came close upon each other.
+    streak: u32,
 }
+
+/// Changes this far apart are not a burst.
+const APART: Duration = Duration::from_millis(5);
+/// So many in a row are looked at as they come: a single save must be reported to the point.
+const PROMPT: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_micros(250);
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 impl Debounce {
     pub(crate) fn new(quiet: Duration, cap: Duration) -> Debounce {
-        Debounce { quiet, cap: cap.max(quiet), open: None }
+        Debounce { quiet, cap: cap.max(quiet), open: None, streak: 0 }
     }
 
     /// Something changed.
     pub(crate) fn change(&mut self, now: Moment) {
-        let first = self.open.map_or(now, |(first, _)| first);
+        let (first, last) = self.open.unwrap_or((now, now));
+        self.streak = if now.saturating_sub(last) <= APART { self.streak.saturating_add(1) } else { 0 };
         self.open = Some((first, now));
     }
 
@@ -33,8 +43,22 @@ impl Debounce {
     pub(crate) fn fire(&mut self, now: Moment) -> bool {
         let due = self.deadline().is_some_and(|deadline| now >= deadline);
         if due {
-            self.open = None;
+            (self.open, self.streak) = (None, 0);
         }
         due
+    }
+
+    /// How long to let events gather before they are read: in a burst the wake-ups cost, not the events, and inside the
+    /// quiet window nobody waits for us. Never beyond the deadline.
+    pub(crate) fn pause(&self, now: Moment) -> Duration {
+        let Some(deadline) = self.deadline().filter(|_| self.streak >= PROMPT) else { return Duration::ZERO };
+        let pause = FIRST_PAUSE.saturating_mul(1 << (self.streak - PROMPT).min(16)).min(LONGEST_PAUSE);
+        pause.min(deadline.saturating_sub(now))
+    }
+
+    /// Another quiet time from now on.
+    pub(crate) fn set_quiet(&mut self, quiet: Duration) {
+        self.quiet = quiet;
+        self.cap = self.cap.max(quiet);
     }
 }

@@ -1,27 +1,27 @@
 //! The difference of two states of a directory.
 
-use std::ffi::OsString;
+/// A file's name. Boxed: a sweep keeps many.
+pub(crate) type Name = Box<[u8]>;
 
 /// A file's state as one number: a digest of device, inode, size, mtime and ctime. States are compared for *inequality*:
 /// a clock that steps back hides nothing.
 pub(crate) type State = u64;
 
-/// Mixes the fields of a state into 64 bits (FNV-1a over their bytes, then a final avalanche). Not a defence against
-/// somebody who can forge inode numbers.
+/// Mixes the fields of a state into 64 bits. Not a defence against somebody who can forge inode numbers.
 pub(crate) fn digest(fields: &[u64]) -> State {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in fields.iter().flat_map(|field| field.to_ne_bytes()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    for field in fields {
+        hash = (hash ^ field).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 29;
     }
-    hash ^= hash >> 32;
-    hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    hash ^ hash >> 32
 }
 
 /// Calls `changed` with each name that is in only one of two sorted lists, or in both with different states.
 pub(crate) fn difference<T: PartialEq>(
-    old: &[(OsString, T)],
-    new: &[(OsString, T)],
-    mut changed: impl FnMut(&OsString, Option<&T>, Option<&T>),
+    old: &[(Name, T)],
+    new: &[(Name, T)],
+    mut changed: impl FnMut(&Name, Option<&T>, Option<&T>),
 ) {
     let (mut i, mut j) = (0, 0);
     while i < old.len() || j < new.len() {

@@ -4,7 +4,7 @@
 //!            Start                 all slots forked, reaped, retried
 //!   New ───────────────▶ Serving ◀──────────────────────────────────────┐
 //!                         │    ▲                                        │
-//!      Change, HUP, USR2  │    │ Looked: the image cannot be executed   │
+//!      Change, HUP, USR2  │    │ Looked: the new code cannot be executed│
 //!                         ▼    │                                        │
 //!                       Looking ──▶ Draining ──▶ HandingOff ──▶ (exec)  │ ExecFailed
 //!                        (re-exec)   │   TERM, timeout, KILL     │      │
@@ -65,7 +65,7 @@ impl Supervise {
     /// The number of the reload that a change seen now belongs to.
     pub(crate) fn next_reload(&self) -> u64 {
         match self.phase {
-            Phase::Looking | Phase::Draining { .. } | Phase::HandingOff => self.reload,
+            Phase::Looking { .. } | Phase::Draining { .. } | Phase::HandingOff => self.reload,
             Phase::New | Phase::Serving | Phase::Dormant | Phase::Stopping { .. } | Phase::Ended => self.reload + 1,
         }
     }
@@ -101,7 +101,7 @@ impl Supervise {
     pub(crate) fn step(&mut self, now: Moment, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Start => self.start(now, out),
-            Event::Change { own } => self.change(now, own, out),
+            Event::Change { own } => self.change(own, out),
             Event::WatchLost => self.watch_lost(now, out),
             Event::Signal(signal) => self.signal(now, signal, out),
             Event::Looked(answer) => self.looked(now, answer, out),
@@ -142,33 +142,29 @@ impl Supervise {
         }
     }
 
-    fn change(&mut self, now: Moment, own: bool, out: &mut Vec<Action>) {
+    fn change(&mut self, own: bool, out: &mut Vec<Action>) {
         let reexec = own || self.config.reexec;
         match &mut self.phase {
-            Phase::Serving | Phase::Dormant => self.begin_reload(now, reexec, None, out),
+            Phase::Serving | Phase::Dormant => self.begin_reload(reexec, None, out),
             Phase::Draining { reexec: planned } => *planned |= reexec,
-            Phase::New | Phase::Looking | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
+            Phase::New | Phase::Looking { .. } | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
         }
     }
 
     /// `asked`: say so; a change has had its line already.
-    fn begin_reload(&mut self, now: Moment, reexec: bool, asked: Option<Trigger>, out: &mut Vec<Action>) {
+    fn begin_reload(&mut self, reexec: bool, asked: Option<Trigger>, out: &mut Vec<Action>) {
         self.reload += 1;
         if let Some(trigger) = asked {
             out.push(Action::Say(Note::Asked { reload: self.reload, trigger }));
         }
-        if reexec {
-            self.phase = Phase::Looking;
-            out.push(Action::Look);
-        } else {
-            self.drain(now, false, out);
-        }
+        self.phase = Phase::Looking { reexec };
+        out.push(Action::Look { reexec });
     }
 
     fn looked(&mut self, now: Moment, answer: Result<(), String>, out: &mut Vec<Action>) {
         match self.phase {
-            Phase::Looking => match answer {
-                Ok(()) => self.drain(now, true, out),
+            Phase::Looking { reexec } => match answer {
+                Ok(()) => self.drain(now, reexec, out),
                 Err(why) => self.resume(now, why, out),
             },
             Phase::New | Phase::Serving | Phase::Draining { .. } | Phase::HandingOff | Phase::Dormant => {}
@@ -234,7 +230,8 @@ impl Supervise {
                 out.push(Action::Say(Note::Stopped));
                 out.push(Action::Exit { code });
             }
-            Phase::New | Phase::Serving | Phase::Looking | Phase::HandingOff | Phase::Dormant | Phase::Ended => {}
+            Phase::New | Phase::Serving | Phase::Looking { .. } | Phase::HandingOff | Phase::Dormant | Phase::Ended => {
+            }
         }
     }
 
@@ -244,7 +241,7 @@ impl Supervise {
                 self.generation -= 1;
                 self.resume(now, why, out);
             }
-            Phase::New | Phase::Serving | Phase::Looking | Phase::Draining { .. } | Phase::Dormant => {}
+            Phase::New | Phase::Serving | Phase::Looking { .. } | Phase::Draining { .. } | Phase::Dormant => {}
             Phase::Stopping { .. } | Phase::Ended => {}
         }
     }
@@ -262,20 +259,20 @@ impl Supervise {
             Signal::Int => self.ask_stop(now, "SIGINT", out),
             Signal::Hangup => self.ask_stop(now, "SIGHUP (the terminal is gone)", out),
             Signal::Quit => self.stop_at_once(now, out),
-            Signal::Hup => self.ask_reload(now, Trigger::Hup, out),
-            Signal::Usr2 => self.ask_reload(now, Trigger::Usr2, out),
+            Signal::Hup => self.ask_reload(Trigger::Hup, out),
+            Signal::Usr2 => self.ask_reload(Trigger::Usr2, out),
             Signal::Usr1 => out.extend(self.workers.iter().map(|worker| Action::Relay { pid: worker.pid })),
             Signal::Ttin => self.more(now, out),
             Signal::Ttou => self.fewer(now, out),
         }
     }
 
-    fn ask_reload(&mut self, now: Moment, trigger: Trigger, out: &mut Vec<Action>) {
+    fn ask_reload(&mut self, trigger: Trigger, out: &mut Vec<Action>) {
         let reexec = trigger == Trigger::Usr2 || self.config.reexec;
         match &mut self.phase {
-            Phase::Serving | Phase::Dormant => self.begin_reload(now, reexec, Some(trigger), out),
+            Phase::Serving | Phase::Dormant => self.begin_reload(reexec, Some(trigger), out),
             Phase::Draining { reexec: planned } => *planned |= reexec,
-            Phase::New | Phase::Looking | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
+            Phase::New | Phase::Looking { .. } | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
         }
     }
 
@@ -283,7 +280,7 @@ impl Supervise {
         match self.phase {
             Phase::New
             | Phase::Serving
-            | Phase::Looking
+            | Phase::Looking { .. }
             | Phase::Draining { .. }
             | Phase::HandingOff
             | Phase::Dormant => {
@@ -304,7 +301,7 @@ impl Supervise {
     fn stop_at_once(&mut self, now: Moment, out: &mut Vec<Action>) {
         let code = match self.phase {
             Phase::Stopping { code, forced: false } => code,
-            Phase::New | Phase::Serving | Phase::Looking | Phase::Draining { .. } | Phase::HandingOff => 0,
+            Phase::New | Phase::Serving | Phase::Looking { .. } | Phase::Draining { .. } | Phase::HandingOff => 0,
             Phase::Dormant => 0,
             Phase::Stopping { .. } | Phase::Ended => return,
         };

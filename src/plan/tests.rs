@@ -5,9 +5,8 @@ mod supervisor;
 
 use super::backoff::Backoff;
 use super::debounce::Debounce;
-use super::snapshot::difference;
+use super::snapshot::{difference, Name};
 use super::token::{Carried, OldWorker, Origin, Token, Watched};
-use std::ffi::OsString;
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
@@ -52,12 +51,13 @@ fn debounce_every_sequence_of_eight_steps() {
 
 #[test]
 fn difference_names_what_came_went_and_changed() {
-    let list = |items: &[(&str, u64)]| items.iter().map(|(n, s)| (OsString::from(n), *s)).collect::<Vec<_>>();
+    let list =
+        |items: &[(&str, u64)]| items.iter().map(|(n, s)| (n.as_bytes().into(), *s)).collect::<Vec<(Name, u64)>>();
     let old = list(&[("a", 1), ("b", 1), ("d", 1)]);
     let new = list(&[("b", 2), ("c", 1), ("d", 1), ("e", 1)]);
     let mut seen = Vec::new();
     difference(&old, &new, |name, was, is| {
-        seen.push(format!("{} {}{}", name.to_string_lossy(), u8::from(was.is_some()), u8::from(is.is_some())));
+        seen.push(format!("{} {}{}", String::from_utf8_lossy(name), u8::from(was.is_some()), u8::from(is.is_some())));
     });
     assert_eq!(seen, ["a 10", "b 11", "c 01", "e 01"]);
     difference(&new, &new, |name, _, _| panic!("{name:?} is the same"));

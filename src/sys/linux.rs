@@ -1,9 +1,9 @@
 //! Linux's own calls, and their answers to the questions that `portable.rs` answers by other means.
 
-use super::cvt;
+use super::{cvt, Stat};
 use std::ffi::{CStr, OsStr, OsString};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
@@ -66,3 +66,46 @@ pub(crate) fn inherits_orphans() -> bool {
 
 /// The image that this process runs, even when its file has been replaced: open or stat it, never read the link.
 pub(crate) const SELF_IMAGE: Option<&str> = Some("/proc/self/exe");
+
+/// open(2) of a directory, for `read_dir` and `stat_at`. ENOENT, ENOTDIR, EACCES, EMFILE.
+pub(crate) fn open_dir(path: &CStr) -> io::Result<OwnedFd> {
+    // SAFETY: `path` is NUL-terminated and lives through the call.
+    let fd = cvt(unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) })?;
+    // SAFETY: the call just made this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// getdents64(2): records of the next entries, as many bytes as were written; 0 at the end. `watch::records` parses them.
+pub(crate) fn read_dir(dir: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and length are those of one live slice.
+    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), buf.as_mut_ptr(), buf.len()) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// fstatat(2); `dir` is `None` for a path from the working directory. ENOENT, EACCES, ELOOP, ENOTDIR.
+pub(crate) fn stat_at(dir: Option<BorrowedFd<'_>>, name: &CStr, follow: bool) -> io::Result<Stat> {
+    let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
+    let flags = if follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
+    // SAFETY: stat64 is plain old data.
+    let mut stat: libc::stat64 = unsafe { std::mem::zeroed() };
+    // SAFETY: `name` is NUL-terminated, `stat` is live.
+    cvt(unsafe { libc::fstatat64(dir, name.as_ptr(), &mut stat, flags) })?;
+    Ok(Stat {
+        mode: stat.st_mode,
+        links: stat.st_nlink as u64,
+        dev: stat.st_dev as u64,
+        ino: stat.st_ino as u64,
+        size: stat.st_size as u64,
+        mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        ctime: (stat.st_ctime as i64, stat.st_ctime_nsec as i64),
+    })
+}
+
+/// statfs(2): the file system's magic number.
+pub(crate) fn fs_type(path: &CStr) -> io::Result<u64> {
+    // SAFETY: statfs is plain old data.
+    let mut stat: libc::statfs64 = unsafe { std::mem::zeroed() };
+    // SAFETY: `path` is NUL-terminated, `stat` is live.
+    cvt(unsafe { libc::statfs64(path.as_ptr(), &mut stat) })?;
+    Ok(u64::from(stat.f_type as u32))
+}

@@ -33,6 +33,28 @@ pub(crate) fn now() -> Duration {
     Duration::new(u64::try_from(ts.tv_sec).unwrap_or(0), u32::try_from(ts.tv_nsec).unwrap_or(0))
 }
 
+/// What stat(2) says of a file, as far as a change can be seen in it. Times are seconds and nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stat {
+    pub(crate) mode: u32,
+    pub(crate) links: u64,
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+    pub(crate) size: u64,
+    pub(crate) mtime: (i64, i64),
+    pub(crate) ctime: (i64, i64),
+}
+
+impl Stat {
+    pub(crate) fn is_dir(&self) -> bool {
+        self.mode & libc::S_IFMT as u32 == libc::S_IFDIR as u32
+    }
+
+    pub(crate) fn is_link(&self) -> bool {
+        self.mode & libc::S_IFMT as u32 == libc::S_IFLNK as u32
+    }
+}
+
 /// Reads a variable and removes it from the process's environment, whatever it held.
 ///
 /// The only place that changes the environment. Called while the process has one thread (`Master::new`,

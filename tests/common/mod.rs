@@ -46,7 +46,8 @@ impl Dir {
 
     /// Writes a file aside and renames it into place.
     pub fn save(&self, name: &str, text: &str) -> String {
-        let aside = self.path(&format!(".{name}.new"));
+        let name_only = name.rsplit('/').next().unwrap();
+        let aside = self.path(name).with_file_name(format!(".{name_only}.new"));
         std::fs::write(&aside, text).unwrap();
         std::fs::rename(&aside, self.path(name)).unwrap();
         self.str(name)
@@ -101,8 +102,12 @@ impl Proc {
         Proc::spawn(command)
     }
 
-    pub fn spawn(mut command: Command) -> Proc {
-        command.stderr(Stdio::piped()).stdout(Stdio::piped()).stdin(Stdio::null());
+    pub fn spawn(command: Command) -> Proc {
+        Proc::spawn_with(command, Stdio::null())
+    }
+
+    pub fn spawn_with(mut command: Command, stdin: Stdio) -> Proc {
+        command.stderr(Stdio::piped()).stdout(Stdio::piped()).stdin(stdin);
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let (send, lines) = channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -241,8 +246,15 @@ pub fn get(addr: &str, path: &str) -> Result<String, String> {
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).map_err(|e| format!("write: {e}"))?;
     stream.read_to_string(&mut answer).map_err(|e| format!("read: {e}, after {answer:?}"))?;
     match answer.split_once("\r\n\r\n") {
-        Some((_, body)) if body.ends_with("end\n") => Ok(body.to_owned()),
+        Some((head, body)) if complete(head, body) => Ok(body.to_owned()),
         _ => Err(format!("incomplete: {answer:?}")),
+    }
+}
+
+fn complete(head: &str, body: &str) -> bool {
+    match head.split_once("Content-Length: ") {
+        Some((_, length)) => length.lines().next() == Some(&body.len().to_string()),
+        None => body.ends_with("end\n"),
     }
 }
 

@@ -1,14 +1,15 @@
 //! The seed's three names without a master: bind or adopt, watch, exec on a change. One process, no workers.
 //!
-//! `seed WATCHED [ARGUMENT]...` listens on 127.0.0.1:0, prints what it adopted and its arguments, and answers each connection
-//! with its pid and the watched file's text as it was when this image started. A change makes it execute itself with the
-//! argument `again` added.
+//! `seed WATCHED [ARGUMENT]...` listens on 127.0.0.1:0, prints what it adopted and its arguments, and answers each
+//! connection with its pid and the watched file's text as it was when this image started. A change, or the request
+//! `again`, makes it execute itself with the argument `again` added; the request `same`, with its own arguments;
+//! `nothing`, without a socket.
 
 #![allow(clippy::expect_used)]
 
 use refork::{adopt_inherited_sockets, exec_self_with_sockets, FileChangeWatcher};
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -40,14 +41,25 @@ fn main() -> std::io::Result<()> {
     eprintln!("serving on {addr}");
     loop {
         let (mut stream, _) = listener.accept()?;
-        if changed.swap(false, SeqCst) {
-            let mut argv: Vec<OsString> = std::env::args_os().collect();
-            argv.push("again".into());
-            // A closed descriptor among others is skipped.
-            let error = exec_self_with_sockets(&[listener.as_raw_fd(), 999], Some(&argv));
-            eprintln!("exec failed: {error}");
-            continue;
-        }
-        let _ = writeln!(stream, "pid={} text={}", std::process::id(), text.trim());
+        let mut request = String::new();
+        let _ = stream.read_to_string(&mut request);
+        let mut argv: Vec<OsString> = std::env::args_os().collect();
+        // A closed descriptor among others is skipped.
+        let sockets = [listener.as_raw_fd(), 999];
+        let error = match request.as_str() {
+            "same" => exec_self_with_sockets(&sockets, None),
+            "nothing" => exec_self_with_sockets(&sockets[1..], None),
+            "no argv" => exec_self_with_sockets(&sockets, Some(&[])),
+            request if request == "again" || changed.swap(false, SeqCst) => {
+                argv[0] = "replaced".into();
+                argv.push("again".into());
+                exec_self_with_sockets(&sockets, Some(&argv))
+            }
+            _ => {
+                let _ = writeln!(stream, "pid={} text={}", std::process::id(), text.trim());
+                continue;
+            }
+        };
+        let _ = writeln!(stream, "exec failed: {error}");
     }
 }

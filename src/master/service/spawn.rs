@@ -109,7 +109,7 @@ pub(super) fn read_channel(proc: &mut Proc, job: &Job<'_>, events: &mut VecDeque
         (Job::Command(command), bytes) => {
             let errno = bytes.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
             let code = if errno == libc::ENOENT { 127 } else { 126 };
-            let why = format!("{}: {}", command.path.display(), io::Error::from_raw_os_error(errno));
+            let why = format!("{}: {}", log::Shown(&command.name()), io::Error::from_raw_os_error(errno));
             events.push_back(Event::Refused { pid, code, why });
         }
         (Job::Serve(_), bytes) => events.extend(bytes.iter().filter_map(|byte| match *byte {

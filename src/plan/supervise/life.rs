@@ -67,7 +67,7 @@ impl Supervise {
             return;
         }
         out.push(Action::Say(Note::Refused { why }));
-        let starting = matches!(self.phase, Phase::New | Phase::Serving | Phase::Dormant | Phase::Looking);
+        let starting = matches!(self.phase, Phase::New | Phase::Serving | Phase::Dormant | Phase::Looking { .. });
         if starting && !self.ever_ready {
             self.stop(now, code, out);
         }
@@ -92,7 +92,7 @@ impl Supervise {
     }
 
     fn died(&mut self, now: Moment, slot: usize, pid: Pid, how: How, age: Duration, out: &mut Vec<Action>) {
-        let respawns = matches!(self.phase, Phase::Serving | Phase::Looking);
+        let respawns = matches!(self.phase, Phase::Serving | Phase::Looking { .. });
         let mut retry = None;
         let mut failures = 0;
         if let Some(state) = self.slots.get_mut(slot).filter(|_| respawns) {

@@ -45,7 +45,7 @@ pub(crate) enum Event {
     },
     WatchLost,
     Signal(Signal),
-    /// The answer to `Action::Look`: why the image cannot be executed.
+    /// The answer to `Action::Look`: why the new code cannot be executed.
     Looked(Result<(), String>),
     Forked {
         slot: usize,
@@ -97,8 +97,10 @@ pub(crate) enum Action {
     Relay {
         pid: Pid,
     },
-    /// Can the image be executed? Answered at once by `Looked`.
-    Look,
+    /// Can the new code be executed: COMMAND, and with `reexec` the image? Answered at once by `Looked`.
+    Look {
+        reexec: bool,
+    },
     /// Replace the image. Always the last action of a step.
     HandOff,
     /// The new generation is ready: listeners that nobody asks for any more can go.
@@ -113,7 +115,7 @@ pub(crate) enum Action {
 pub(in crate::plan) enum Phase {
     New,
     Serving,
-    Looking,
+    Looking { reexec: bool },
     Draining { reexec: bool },
     HandingOff,
     Dormant,

@@ -164,7 +164,7 @@ impl Explorer {
             // Whoever is forked from now on loads what is there now.
             next.owed &= next.plan.generation() <= generation;
             for action in actions {
-                asked |= matches!(action, Action::Fork { .. } | Action::Look);
+                asked |= matches!(action, Action::Fork { .. } | Action::Look { .. });
                 match action {
                     Action::Fork { slot } if luck.fork || next.trouble == 0 => {
                         let pid = next.next_pid;
@@ -192,7 +192,7 @@ impl Explorer {
                     Action::Relay { pid } => {
                         next.procs.iter().find(|p| p.pid == pid).ok_or("USR1 to nobody")?;
                     }
-                    Action::Look => {
+                    Action::Look { .. } => {
                         let answer = if luck.look { Ok(()) } else { Err(String::new()) };
                         next.owed &= luck.look;
                         queue.push_back(Event::Looked(answer));
@@ -358,7 +358,7 @@ impl Supervise {
     }
 
     fn reloading(&self) -> bool {
-        matches!(self.phase, Phase::Looking | Phase::Draining { .. } | Phase::HandingOff)
+        matches!(self.phase, Phase::Looking { .. } | Phase::Draining { .. } | Phase::HandingOff)
     }
 
     fn next_image(&self) -> Supervise {

@@ -38,7 +38,7 @@ impl Life {
                         queue.push_back(Event::Forked { slot, pid: self.next });
                         self.next += 1;
                     }
-                    Action::Look => queue.push_back(Event::Looked(Ok(()))),
+                    Action::Look { .. } => queue.push_back(Event::Looked(Ok(()))),
                     Action::Term { pid } => done.push(format!("term {pid}")),
                     Action::Kill { pid } => done.push(format!("kill {pid}")),
                     Action::Relay { pid } => done.push(format!("relay {pid}")),
@@ -259,5 +259,5 @@ fn an_image_that_cannot_be_executed_costs_no_drain() {
     plan.step(now, Event::Looked(Err("it is empty".into())), &mut actions);
     let asked = Action::Say(Note::Asked { reload: 1, trigger: Trigger::Hup });
     let dropped = Action::Say(Note::Dropped { reload: 1, why: "it is empty".into() });
-    assert_eq!(actions, [asked, Action::Look, dropped]);
+    assert_eq!(actions, [asked, Action::Look { reexec: true }, dropped]);
 }

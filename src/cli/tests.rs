@@ -1,0 +1,184 @@
+//! Words in, a task or a complaint out: one row each.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+fn words(line: &str) -> Vec<OsString> {
+    line.split_whitespace().map(OsString::from).collect()
+}
+
+fn run(line: &str) -> Run {
+    match parse(words(&format!("run {line}"))) {
+        Ok(Task::Run(run)) => run,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn watch(line: &str) -> Watch {
+    match parse(words(&format!("watch {line}"))) {
+        Ok(Task::Watch(watch)) => watch,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+#[test]
+fn defaults() {
+    let run = run("server");
+    assert_eq!((run.binds, run.workers, run.command), (vec![], Some(1), words("server")));
+    assert_eq!((run.paths.len(), run.shutdown_timeout, run.verbosity), (0, ms(10_000), 0));
+    assert_eq!((run.timing.quiet, run.timing.cap(), run.timing.poll), (ms(50), ms(1600), None));
+    let watch = watch("");
+    assert_eq!((watch.paths, watch.output, watch.filter), (vec![".".into()], Output::Lines, Filter::Source));
+    assert!(watch.follow);
+}
+
+#[test]
+fn values_stand_behind_a_space_behind_an_equals_sign_or_in_the_same_word() {
+    for line in ["-w 2 c", "-w2 c", "--workers 2 c", "--workers=2 c", "-w 9 -w2 c", "-rw2 c", "-vrw 2 c"] {
+        assert_eq!(run(line).workers, Some(2), "{line}");
+    }
+    assert_eq!(run("-w auto c").workers, None);
+    assert_eq!(run("--shutdown-timeout 0.5 c").shutdown_timeout, ms(500));
+    assert_eq!((run("-v c").verbosity, run("-q c").verbosity, run("-v -q c").verbosity), (1, -1, -1));
+}
+
+#[test]
+fn the_first_plain_word_begins_the_command() {
+    assert_eq!(run("-r python3 -r app.py --workers -- x").command, words("python3 -r app.py --workers -- x"));
+    assert_eq!(run("-r -- -odd -r").command, words("-odd -r"));
+    assert_eq!(run("-r - x").command, words("- x"));
+    let bytes = OsString::from_vec(b"\xff".to_vec());
+    let parsed = parse([OsString::from("run"), bytes.clone(), bytes.clone()]);
+    assert!(matches!(parsed, Ok(Task::Run(Run { command, .. })) if command == [bytes.clone(), bytes]));
+}
+
+#[test]
+fn names_of_addresses() {
+    let pair = |name: &str, addr: &str| (name.to_owned(), addr.to_owned());
+    for (bind, expected) in [
+        ("127.0.0.1:80", pair("", "127.0.0.1:80")),
+        ("web=:80", pair("web", ":80")),
+        ("unix:/run/a=b,mode=0600", pair("", "unix:/run/a=b,mode=0600")),
+        ("s=unix:/run/s,mode=0600", pair("s", "unix:/run/s,mode=0600")),
+        ("fd://3", pair("", "fd://3")),
+        ("api=[::1]:0", pair("api", "[::1]:0")),
+    ] {
+        let expected = [expected];
+        assert_eq!(run(&format!("-b {bind} c")).binds, expected, "{bind}");
+        assert_eq!(run(&format!("--bind={bind} c")).binds, expected);
+    }
+    assert_eq!(run("-b :1 --bind :2 c").binds.len(), 2);
+}
+
+#[test]
+fn what_is_watched() {
+    let paths = |line: &str| run(line).paths;
+    assert_eq!(paths("-r c"), [PathBuf::from(".")]);
+    assert_eq!(paths("--reload-path a --reload-path=b c"), [PathBuf::from("a"), PathBuf::from("b")]);
+    assert_eq!(paths("-r --reload-path a c"), [PathBuf::from("a")]);
+    assert!(paths("--reload-include *.x --reload-exclude=y c").is_empty());
+    let run = run("--reload-include *.x --reload-include=*.z --reload-exclude y --poll=7 c");
+    assert_eq!(
+        (run.include.join(" "), run.exclude.join(" "), run.timing.poll),
+        ("*.x *.z".into(), "y".into(), Some(ms(7)))
+    );
+}
+
+#[test]
+fn times() {
+    let timing = |line: &str| {
+        let timing = run(&format!("{line} c")).timing;
+        (timing.quiet, timing.cap(), timing.poll)
+    };
+    assert_eq!(timing("--debounce 0"), (ms(0), ms(1600), None));
+    assert_eq!(timing("--debounce=5000"), (ms(5000), ms(5000), None), "the default cap gives way");
+    assert_eq!(timing("--debounce-max 60"), (ms(50), ms(60), None));
+    assert_eq!(timing("--poll"), (ms(50), ms(1600), Some(ms(1000))), "the value only behind `=`");
+}
+
+#[test]
+fn what_becomes_of_a_batch() {
+    let watch_all = watch("a --all b --no-follow --poll");
+    assert_eq!((watch_all.paths.len(), watch_all.filter, watch_all.follow), (2, Filter::All, false));
+    assert_eq!(watch("--json").output, Output::Json);
+    assert_eq!(watch("a -- make -j --json").output, Output::Command(words("make -j --json")));
+    assert_eq!(watch("--ext py,.rs --ext=c").filter, Filter::Extensions(["py", "rs", "c"].map(String::from).into()));
+}
+
+#[test]
+fn help_and_version_go_first() {
+    let tell = |line: &str| match parse(words(line)) {
+        Ok(Task::Tell(text)) => text,
+        other => panic!("{line}: {other:?}"),
+    };
+    for (line, expected) in [("--help", help::ALL), ("run -rh", help::RUN), ("run --help -- x", help::RUN)] {
+        assert_eq!(tell(line), expected);
+    }
+    assert_eq!(tell("watch --help"), help::WATCH);
+    assert_eq!(tell("--version"), format!("refork {}\n", env!("CARGO_PKG_VERSION")));
+    for text in [help::ALL, help::RUN, help::WATCH] {
+        assert!(text.lines().all(|line| line.len() <= 132), "{text}");
+    }
+}
+
+#[test]
+fn complaints_name_the_bad_argument() {
+    for (line, expected) in [
+        ("", "`run` or `watch` is missing"),
+        ("--", "`run` or `watch` is missing"),
+        ("serve x", "`serve` is neither `run` nor `watch`"),
+        ("--workers 2 run", "unknown option `--workers`"),
+        ("run", "COMMAND is missing"),
+        ("run --", "COMMAND is missing"),
+        ("run --bind", "`--bind` needs a value"),
+        ("run -w", "`-w` needs a value"),
+        ("run --workers=0 c", "--workers: `0` is neither `auto` nor a number from 1"),
+        ("run -wx c", "-w: `x` is neither"),
+        ("run -w -1 c", "-w: `-1` is neither"),
+        ("run --workers= c", "--workers: `` is neither"),
+        ("run --reload=yes c", "`--reload` takes no value"),
+        ("run --handover overlap c", "unknown option `--handover`"),
+        ("run -rx c", "unknown option `-x`"),
+        ("run -b =:80 c", "-b: `=:80` has an empty NAME"),
+        ("run --shutdown-timeout -1 c", "--shutdown-timeout: `-1` is not a number of seconds"),
+        ("run --shutdown-timeout inf c", "`inf` is not a number of seconds"),
+        ("run --shutdown-timeout NaN c", "`NaN` is not a number of seconds"),
+        ("run --shutdown-timeout 1e99 c", "`1e99` is not a number of seconds"),
+        ("run --debounce 1.5 c", "--debounce: `1.5` is not a number of milliseconds"),
+        ("run --debounce 2 --debounce-max 1 c", "`--debounce-max` is shorter than `--debounce`"),
+        ("run --poll=0 c", "--poll: `0` is not a number of milliseconds from 1"),
+        ("watch --reload", "unknown option `--reload`"),
+        ("watch --", "CMD is missing after `--`"),
+        ("watch --json -- c", "`--json` prints"),
+        ("watch --ext py --all", "`--ext` and `--all` exclude each other"),
+        ("watch --ext py,,rs", "--ext: `py,,rs` is not a list of extensions"),
+        ("watch --ext *.py", "--ext: `*.py` is not a list of extensions"),
+    ] {
+        match parse(words(line)) {
+            Err(Usage(why)) => assert!(why.contains(expected), "{line}: {why}"),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+    let odd = OsString::from_vec(b"--b\xff\n".to_vec());
+    assert_eq!(parse(["run".into(), odd]), Err(Usage("unknown option `--b\\xff\\n`".into())));
+    let odd = OsString::from_vec(b"-bx\xff".to_vec());
+    assert_eq!(parse(["run".into(), odd]), Err(Usage("-b: `x\\xff` is not UTF-8".into())));
+}
+
+#[test]
+fn paths_as_lines_and_as_json() {
+    let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
+    let paths = [path(b"/a b/\"\\"), path("/é\n\u{1b}\u{85}".as_bytes()), path(b"/\xffx\xe9"), path(b"\xed\xa0\x80")];
+    assert_eq!(show::lines(&paths), "/a b/\"\\ /é\\n\\u{1b}\\u{85} /\\xffx\\xe9 \\xed\\xa0\\x80\n");
+    assert_eq!(
+        show::json(7, &paths, true, Some("no \"x\"")),
+        "{\"t_ns\":7,\"paths\":[\"/a b/\\\"\\\\\",\"/é\\u000a\\u001b\\u0085\",\"/\\udcffx\\udce9\",\
+         \"\\udced\\udca0\\udc80\"],\"rescan\":true,\"error\":\"no \\\"x\\\"\"}\n"
+    );
+    assert_eq!(show::json(8, &[], false, None), "{\"t_ns\":8,\"paths\":[]}\n");
+    assert_eq!(show::json_ready(9), "{\"ready\":true,\"t_ns\":9}\n");
+}

@@ -1,0 +1,198 @@
+//! The backends of one watcher: inotify, polling, or both.
+
+use super::batch::Batch;
+use super::thread::Shared;
+use super::{dir, poll, Backend, Trouble};
+use crate::error::{Error, Op, Result};
+use crate::log;
+use crate::plan::Moment;
+use crate::sys::process::Gate;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[cfg(all(target_os = "linux", not(refork_portable)))]
+use super::inotify::{self, Inotify};
+
+/// How often what is polled only because it must be is swept.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the user decided.
+pub(super) struct Wanted {
+    pub(super) backend: Backend,
+    pub(super) follow: bool,
+    pub(super) carried: Option<OwnedFd>,
+}
+
+pub(super) struct Eyes {
+    #[cfg(all(target_os = "linux", not(refork_portable)))]
+    inotify: Option<Inotify>,
+    poll: poll::Poll,
+}
+
+impl Eyes {
+    /// Everything in place, or nothing.
+    pub(super) fn open(paths: &[PathBuf], wanted: Wanted, shared: &Shared) -> Result<Eyes> {
+        if paths.is_empty() {
+            return Err(Error::config("", "nothing to watch"));
+        }
+        let mut roots: Vec<Vec<u8>> = Vec::new();
+        for path in paths {
+            let bytes = path.as_os_str().as_bytes();
+            if let Some(why) = dir::refused(path) {
+                return Err(Error::new(Op::Watch, dir::shown(bytes), io::Error::other(why)));
+            }
+            if !roots.iter().any(|root| root == bytes) {
+                roots.push(bytes.to_vec());
+            }
+            if dir::stat(bytes, true).is_err() {
+                log::warn(format!("{} does not exist yet; it is watched for", dir::shown(bytes)));
+            }
+        }
+        let interval = match wanted.backend {
+            Backend::Poll(interval) => Some(interval),
+            Backend::Inotify => None,
+            Backend::Auto => polling_is_forced().or((!HAS_INOTIFY).then_some(INTERVAL)),
+        };
+        let mut eyes = Eyes {
+            #[cfg(all(target_os = "linux", not(refork_portable)))]
+            inotify: None,
+            poll: poll::Poll::new(interval.unwrap_or(INTERVAL), wanted.follow),
+        };
+        let mut trouble = Vec::new();
+        let opened = match interval {
+            Some(_) => eyes.poll_all(roots, shared),
+            None => eyes.open_inotify(roots, wanted, shared, &mut trouble),
+        };
+        opened.map_err(|(path, e)| Error::new(Op::Watch, dir::shown(&path), e))?;
+        trouble.append(&mut eyes.poll.trouble);
+        trouble.iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
+        Ok(eyes)
+    }
+
+    fn poll_all(&mut self, roots: Vec<Vec<u8>>, shared: &Shared) -> std::result::Result<(), (Vec<u8>, io::Error)> {
+        let filter = shared.filter();
+        let mut cx = poll::Context { filter: &filter, batch: &mut Batch::new(), gate: &mut None, report: false };
+        for root in roots {
+            let inner = root.len();
+            self.poll.add(root.clone(), inner, &mut cx).map_err(|e| (root, e))?;
+        }
+        Ok(())
+    }
+
+    #[cfg(not(all(target_os = "linux", not(refork_portable))))]
+    fn open_inotify(
+        &mut self,
+        roots: Vec<Vec<u8>>,
+        _: Wanted,
+        _: &Shared,
+        _: &mut Vec<String>,
+    ) -> std::result::Result<(), (Vec<u8>, io::Error)> {
+        let why = io::Error::new(io::ErrorKind::Unsupported, "there is no inotify here");
+        Err((roots.into_iter().next().unwrap_or_default(), why))
+    }
+
+    #[cfg(all(target_os = "linux", not(refork_portable)))]
+    fn open_inotify(
+        &mut self,
+        roots: Vec<Vec<u8>>,
+        wanted: Wanted,
+        shared: &Shared,
+        trouble: &mut Vec<String>,
+    ) -> std::result::Result<(), (Vec<u8>, io::Error)> {
+        let mut inotify = match Inotify::open(roots.clone(), wanted.follow, wanted.carried) {
+            Ok(inotify) => inotify,
+            Err(e) if wanted.backend == Backend::Auto => {
+                trouble.push(dir::exhausted(b"", &e));
+                return self.poll_all(roots, shared);
+            }
+            Err(e) => return Err((Vec::new(), e)),
+        };
+        let filter = shared.filter();
+        let mut batch = Batch::new();
+        inotify.arm(&mut inotify::Context { filter: &filter, batch: &mut batch, gate: &mut None });
+        if let Some(unusable) = inotify.unusable.take() {
+            return Err(unusable);
+        }
+        drop(filter);
+        trouble.append(&mut inotify.trouble);
+        self.inotify = Some(inotify);
+        self.take_rest(shared, &mut batch, &mut None);
+        Ok(())
+    }
+
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        #[cfg(all(target_os = "linux", not(refork_portable)))]
+        return self.inotify.as_ref().map(Inotify::fd);
+        #[cfg(not(all(target_os = "linux", not(refork_portable))))]
+        None
+    }
+
+    /// For the `watching` line.
+    pub(super) fn describe(&self) -> String {
+        #[cfg(all(target_os = "linux", not(refork_portable)))]
+        if let Some(inotify) = &self.inotify {
+            let directories = inotify.directories();
+            let also = if self.poll.is_empty() { "" } else { ", some polled" };
+            return format!("inotify, {directories} director{}{also}", if directories == 1 { "y" } else { "ies" });
+        }
+        "polling".into()
+    }
+
+    /// When polling wants a sweep.
+    pub(super) fn due(&self) -> Option<Moment> {
+        self.poll.due()
+    }
+
+    /// The descriptor is readable.
+    pub(super) fn read(&mut self, shared: &Shared, batch: &mut Batch, gate: &mut Option<Gate>) -> io::Result<()> {
+        #[cfg(all(target_os = "linux", not(refork_portable)))]
+        if let Some(inotify) = &mut self.inotify {
+            let filter = shared.filter();
+            inotify.read(&mut inotify::Context { filter: &filter, batch, gate })?;
+            drop(filter);
+            std::mem::take(&mut inotify.trouble).iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
+        }
+        self.take_rest(shared, batch, gate);
+        Ok(())
+    }
+
+    pub(super) fn sweep(&mut self, shared: &Shared, batch: &mut Batch, gate: &mut Option<Gate>) {
+        let filter = shared.filter();
+        self.poll.sweep(&mut poll::Context { filter: &filter, batch, gate, report: true });
+        drop(filter);
+        std::mem::take(&mut self.poll.trouble).iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
+    }
+
+    /// What inotify cannot watch is polled.
+    #[cfg_attr(not(all(target_os = "linux", not(refork_portable))), allow(unused_variables, clippy::unused_self))]
+    fn take_rest(&mut self, shared: &Shared, batch: &mut Batch, gate: &mut Option<Gate>) {
+        #[cfg(all(target_os = "linux", not(refork_portable)))]
+        for rest in self.inotify.iter_mut().flat_map(|inotify| std::mem::take(&mut inotify.rest)).collect::<Vec<_>>() {
+            let filter = shared.filter();
+            let mut cx = poll::Context { filter: &filter, batch, gate, report: rest.report };
+            if let Err(e) = self.poll.add(rest.path.clone(), rest.inner, &mut cx) {
+                self.poll.trouble.push(format!("cannot poll {}: {e}", dir::shown(&rest.path)));
+            }
+        }
+    }
+}
+
+const HAS_INOTIFY: bool = cfg!(all(target_os = "linux", not(refork_portable)));
+
+/// `REFORK_POLL`: `1`, or an interval in milliseconds.
+fn polling_is_forced() -> Option<Duration> {
+    let value = std::env::var("REFORK_POLL").ok()?;
+    match value.trim().parse::<u64>() {
+        Ok(0) => None,
+        Ok(1) => Some(INTERVAL),
+        Ok(ms) => Some(Duration::from_millis(ms)),
+        Err(_) if value.trim().is_empty() => None,
+        Err(_) => {
+            log::warn(format!("REFORK_POLL: `{}` is neither 0, 1 nor milliseconds: ignored", value.escape_default()));
+            None
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The Linux backend: what inotify(7) reports, turned into changed paths.
+//!
+//! The rules that keep it from missing anything:
+//!
+//! - *Arm, then list.* A directory gets its watch before it is read, so what appears in between is seen twice, never not at
+//!   all. The same walk serves the start, a new directory, one that was moved, and the tree after an overflow.
+//! - *Ask the kernel who a name is.* Adding a watch to a path returns the directory's descriptor, the same one for the same
+//!   inode. So a node is verified by one call, whatever order events were read in, and no cookie need be paired.
+//! - *Names, not inodes.* A root, a named file or a symbolic link depends on every name in `hops`; the directories of those
+//!   names are watched (anchors), and an event that names one makes the path be resolved again.
+//!
+//! Nothing here knows of time, batches are somebody else's: a changed path is written into `Batch` and that is all.
+
+use super::batch::Batch;
+use super::dir;
+use super::filter::Filter;
+use super::links::{Anchor, Link, Target};
+use super::records::{Event, Events};
+use super::tree::{Tree, NONE};
+use super::walk::{Report, Walker};
+use crate::sys::{self, inotify, process::Gate};
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, SystemTime};
+
+/// What happens to a file. Opening and reading it is nobody's business.
+const FILES: u32 = libc::IN_MODIFY | libc::IN_CLOSE_WRITE | libc::IN_ATTRIB;
+/// What happens to a name, and to the watched directory itself.
+const NAMES: u32 = libc::IN_CREATE
+    | libc::IN_DELETE
+    | libc::IN_MOVED_FROM
+    | libc::IN_MOVED_TO
+    | libc::IN_MOVE_SELF
+    | libc::IN_DELETE_SELF
+    | libc::IN_ONLYDIR;
+/// Reads at most this much at once: some 2,000 events.
+const GULP: usize = 64 * 1024;
+/// Gulps before the caller may look at its clock again.
+const GULPS: usize = 64;
+/// Subtracted from the time since when files may have changed unseen: clocks of file systems are coarse.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// What every step needs: the filter, where changes go, and the gate to step aside for a master that wants to fork.
+pub(crate) struct Context<'a> {
+    pub(crate) filter: &'a Filter,
+    pub(crate) batch: &'a mut Batch,
+    pub(crate) gate: &'a mut Option<Gate>,
+}
+
+/// What inotify cannot watch, for polling instead.
+pub(crate) struct Rest {
+    pub(crate) path: Vec<u8>,
+    /// Where the part of the path below the root begins.
+    pub(crate) inner: usize,
+    pub(crate) report: bool,
+}
+
+pub(crate) struct Inotify {
+    file: File,
+    roots: Vec<Vec<u8>>,
+    pub(super) follow: bool,
+    pub(super) tree: Tree,
+    pub(super) links: Vec<Option<Link>>,
+    pub(super) anchors: HashMap<i32, Vec<Anchor>>,
+    pub(super) walker: Walker,
+    /// Subdirectories that may not be read: named once, tried again when their mode changes.
+    pub(super) unreadable: Vec<(u32, Box<[u8]>)>,
+    /// Nodes whose place is in doubt, and whether they were moved.
+    verify: Vec<(u32, bool)>,
+    /// Names that may be symbolic links.
+    pub(super) maybe: Vec<(u32, Box<[u8]>, Report)>,
+    /// A name that was created and not written to yet: a file, unless nothing follows.
+    created: Option<(i32, Vec<u8>)>,
+    overflow: bool,
+    /// When the queue was last known to be empty.
+    quiet: SystemTime,
+    pub(crate) rest: Vec<Rest>,
+    pub(crate) trouble: Vec<String>,
+    /// Why a root cannot be used.
+    pub(super) unusable: Option<(Vec<u8>, io::Error)>,
+}
+
+impl Inotify {
+    /// `carried`: the descriptor of an earlier image, whose queue may hold what changed meanwhile.
+    pub(crate) fn open(roots: Vec<Vec<u8>>, follow: bool, carried: Option<OwnedFd>) -> io::Result<Inotify> {
+        let fd = carried.map_or_else(inotify::init, Ok)?;
+        Ok(Inotify {
+            file: File::from(fd),
+            roots,
+            follow,
+            tree: Tree::default(),
+            links: Vec::new(),
+            anchors: HashMap::new(),
+            walker: Walker::new(),
+            unreadable: Vec::new(),
+            verify: Vec::new(),
+            maybe: Vec::new(),
+            created: None,
+            overflow: false,
+            quiet: SystemTime::now(),
+            rest: Vec::new(),
+            trouble: Vec::new(),
+            unusable: None,
+        })
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    pub(crate) fn directories(&self) -> usize {
+        self.tree.len()
+    }
+
+    /// Places every watch. What was there before is not reported.
+    pub(crate) fn arm(&mut self, cx: &mut Context<'_>) {
+        self.arm_roots(Report::Nothing, cx);
+        // Scratch memory of the walk is not needed while nothing happens.
+        self.walker = Walker::new();
+    }
+
+    fn arm_roots(&mut self, report: Report, cx: &mut Context<'_>) {
+        for root in self.roots.clone() {
+            let id = self.new_link(NONE, &root);
+            self.relink(id, report, cx);
+        }
+        self.settle(cx);
+    }
+
+    /// Adds a watch: the directory's descriptor.
+    pub(super) fn add(&self, path: &[u8], mask: u32) -> io::Result<i32> {
+        inotify::add(self.file.as_fd(), &dir::c_path(path)?, mask)
+    }
+
+    pub(super) fn watch_tree(&self, path: &[u8], follow: bool) -> io::Result<i32> {
+        self.add(path, FILES | NAMES | if follow { 0 } else { libc::IN_DONT_FOLLOW })
+    }
+
+    /// For an anchor: names only, and what happens to files if one is named. Whatever else is watched there stays watched.
+    pub(super) fn watch_names(&self, path: &[u8], file: bool) -> io::Result<i32> {
+        self.add(path, NAMES | libc::IN_MASK_ADD | if file { FILES } else { 0 })
+    }
+
+    /// The kernel forgets a watch that nobody uses any more.
+    pub(super) fn release(&self, wd: i32) {
+        if !self.tree.knows(wd) && !self.anchors.contains_key(&wd) {
+            let _ = inotify::remove(self.file.as_fd(), wd);
+        }
+    }
+
+    /// Reads what is queued.
+    pub(crate) fn read(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut buf = [0; GULP];
+        let begun = SystemTime::now();
+        let mut emptied = false;
+        for _ in 0..GULPS {
+            let n = match self.file.read(&mut buf) {
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(e) => return Err(e),
+            };
+            for event in Events(&buf[..n]) {
+                self.event(event, cx);
+            }
+            // A gulp that is half empty was the last: poll(2) tells if more came.
+            if n < GULP / 2 {
+                emptied = true;
+                break;
+            }
+        }
+        self.settle(cx);
+        if std::mem::take(&mut self.overflow) {
+            self.rescan(cx);
+        }
+        if emptied {
+            self.quiet = begun;
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event<'_>, cx: &mut Context<'_>) {
+        let Event { wd, mask, name } = event;
+        if mask & libc::IN_Q_OVERFLOW != 0 {
+            self.overflow = true;
+            return;
+        }
+        let is = |bits: u32| mask & bits != 0;
+        if let Some(list) = self.anchors.get(&wd) {
+            let gone = is(libc::IN_IGNORED | libc::IN_MOVE_SELF);
+            for anchor in list.iter().filter(|anchor| gone || *anchor.name == *name) {
+                if let Some(link) = self.links.get_mut(anchor.link as usize).and_then(Option::as_mut) {
+                    link.dirty = true;
+                    link.touched |= anchor.file && is(FILES | libc::IN_MOVED_TO | libc::IN_CREATE);
+                }
+            }
+            if is(libc::IN_IGNORED) {
+                self.anchors.remove(&wd);
+            }
+        } else if !self.tree.knows(wd) && !is(libc::IN_IGNORED) {
+            self.release(wd);
+            return;
+        }
+        if is(libc::IN_IGNORED | libc::IN_UNMOUNT | libc::IN_MOVE_SELF) {
+            for id in self.tree.of(wd) {
+                if is(libc::IN_IGNORED) {
+                    self.tree.detach(id);
+                }
+                self.verify.push((id, is(libc::IN_MOVE_SELF)));
+            }
+        }
+        if name.is_empty() {
+            return;
+        }
+        self.note_created(wd, name, mask);
+        let mut node = self.tree.first(wd);
+        while node != NONE {
+            if is(libc::IN_ISDIR) {
+                self.directory(node, name, mask, cx);
+            } else {
+                let path = cx.batch.candidate();
+                let inner = self.tree.path(node, path);
+                dir::join(path, name);
+                if cx.filter.counts(cx.batch.path(), inner) {
+                    cx.batch.keep();
+                }
+            }
+            node = self.tree.next(node);
+        }
+    }
+
+    /// A symbolic link is created or moved here and never written to: such names are looked at when all is read.
+    fn note_created(&mut self, wd: i32, name: &[u8], mask: u32) {
+        if !self.follow {
+            return;
+        }
+        if let Some((last, created)) = &mut self.created {
+            let same = *last == wd && **created == *name;
+            if !same || mask & (FILES | libc::IN_ISDIR) == 0 {
+                let (wd, created) = (*last, std::mem::take(created));
+                self.flush_created(wd, &created);
+            } else if mask & (libc::IN_MODIFY | libc::IN_CLOSE_WRITE) == 0 {
+                return;
+            }
+            self.created = None;
+        }
+        if mask & (libc::IN_CREATE | libc::IN_MOVED_TO) != 0 && mask & libc::IN_ISDIR == 0 {
+            self.created = Some((wd, name.to_vec()));
+        }
+    }
+
+    fn flush_created(&mut self, wd: i32, name: &[u8]) {
+        let mut node = self.tree.first(wd);
+        while node != NONE {
+            self.maybe.push((node, name.into(), Report::All));
+            node = self.tree.next(node);
+        }
+    }
+
+    /// An event that names a subdirectory.
+    fn directory(&mut self, node: u32, name: &[u8], mask: u32, cx: &mut Context<'_>) {
+        if mask & (libc::IN_CREATE | libc::IN_MOVED_TO) != 0 {
+            self.walk_child(node, name, cx);
+        } else if mask & libc::IN_ATTRIB != 0 {
+            let at = self.unreadable.iter().position(|(at, what)| *at == node && **what == *name);
+            if let Some(at) = at {
+                self.unreadable.swap_remove(at);
+                self.walk_child(node, name, cx);
+            }
+        }
+        // One that went away tells of it by its own watch.
+    }
+
+    /// Everything that had to wait until the queue was read.
+    fn settle(&mut self, cx: &mut Context<'_>) {
+        loop {
+            if let Some((wd, name)) = self.created.take() {
+                self.flush_created(wd, &name);
+            }
+            let verify = std::mem::take(&mut self.verify);
+            let maybe = std::mem::take(&mut self.maybe);
+            let dirty: Vec<u32> = (0..self.links.len() as u32).filter(|id| self.is_dirty(*id)).collect();
+            if verify.is_empty() && maybe.is_empty() && dirty.is_empty() {
+                break;
+            }
+            for (id, moved) in verify {
+                self.verify_node(id, moved, cx);
+            }
+            for (node, name, report) in maybe {
+                self.look_for_link(node, &name, report, cx);
+            }
+            for id in dirty {
+                self.relink(id, Report::All, cx);
+            }
+        }
+        let mut gone = Vec::new();
+        if let Some(alive) = self.tree.sweep(|wd| gone.push(wd)) {
+            let lives = |node: u32| node == NONE || alive.get(node as usize) == Some(&true);
+            self.unreadable.retain(|(node, _)| lives(*node));
+            for id in 0..self.links.len() as u32 {
+                if self.links[id as usize].as_ref().is_some_and(|link| !lives(link.parent)) {
+                    self.forget_link(id);
+                }
+            }
+            gone.into_iter().for_each(|wd| self.release(wd));
+        }
+    }
+
+    /// Is the node still what its name means?
+    fn verify_node(&mut self, id: u32, moved: bool, cx: &mut Context<'_>) {
+        if let Some(Some(link)) = self.links.get_mut(self.tree.link(id) as usize) {
+            link.dirty = true;
+            return;
+        }
+        let mut path = Vec::new();
+        let inner = self.tree.path(id, &mut path);
+        match self.watch_tree(&path, false) {
+            Ok(wd) if wd == self.tree.wd(id) => {}
+            Ok(wd) => {
+                let (parent, name) = self.tree.place(id);
+                if self.tree.find(wd, parent, &name).is_some() {
+                    self.kill(id);
+                } else {
+                    // Another directory is in its place, or the same one after an unmount.
+                    self.kill(id);
+                    let id = self.tree.add(parent, &name, wd, NONE);
+                    self.walk(id, Report::All, cx);
+                }
+            }
+            Err(_) => {
+                // Files that were deleted were reported one by one; what is in a tree that was moved away was not.
+                if moved && !cx.filter.prunes(&path, inner) {
+                    cx.batch.report(&path);
+                }
+                self.kill(id);
+            }
+        }
+    }
+
+    pub(super) fn kill(&mut self, id: u32) {
+        if let Some(wd) = self.tree.kill(id) {
+            self.release(wd);
+        }
+    }
+
+    /// Events were lost: all is read again, as at the start, on the same descriptor.
+    fn rescan(&mut self, cx: &mut Context<'_>) {
+        let since = self.quiet.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH);
+        let before: HashSet<i32> = self.tree.watches().chain(self.anchors.keys().copied()).collect();
+        let links = std::mem::take(&mut self.links);
+        (self.tree, self.anchors) = (Tree::default(), HashMap::new());
+        self.unreadable.clear();
+        self.verify.clear();
+        cx.batch.rescan = true;
+        self.arm_roots(Report::Since(since), cx);
+        before.into_iter().for_each(|wd| self.release(wd));
+        for link in links.into_iter().flatten().filter(|link| link.parent == NONE) {
+            let now = self.links.iter().flatten().find(|now| now.parent == NONE && now.name == link.name);
+            match (&link.target, now.map(|now| &now.target)) {
+                (Target::File(was), Some(Target::File(is))) if was == is => {}
+                (Target::Missing, Some(Target::Missing)) | (Target::Polled, _) => {}
+                // What vanished has left no trace: the directory stands for it.
+                _ => cx.batch.report(&link.name),
+            }
+        }
+    }
+
+    /// A line for the user, once per path.
+    pub(super) fn complain(&mut self, path: &[u8], e: &io::Error) {
+        self.trouble.push(format!("cannot watch {}: {e}; the rest is watched", dir::shown(path)));
+    }
+
+    /// Lets a master that wants to fork through.
+    pub(super) fn step_aside(cx: &mut Context<'_>) {
+        sys::process::yield_gate(cx.gate);
+    }
+}

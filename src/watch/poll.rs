@@ -1,0 +1,320 @@
+//! The portable backend: stat(2) sweeps, and what is different from the last.
+//!
+//! A directory is listed again only when its own state has changed; the files known are stated each time. Symbolic links need
+//! no care here: a stat follows them. The interval stretches so that sweeps take at most 5 % of the time.
+
+use super::batch::Batch;
+use super::dir::{self, Dir};
+use super::filter::Filter;
+use super::records::Kind;
+use crate::plan::snapshot::{difference, digest, Name, State};
+use crate::plan::Moment;
+use crate::sys::{self, process::Gate, Stat};
+use std::collections::HashSet;
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A sweep that took one unit is followed by this many units of rest, if that is longer than the interval.
+const REST: u32 = 19;
+/// A directory whose time of change is this close to now may change again without showing it: it is listed again.
+const FRESH: Duration = Duration::from_secs(3);
+/// Directories below directories, at most.
+const DEPTH: usize = 500;
+
+/// A path that is swept.
+struct Root {
+    path: Vec<u8>,
+    inner: usize,
+    entry: Entry,
+}
+
+enum Entry {
+    Missing,
+    File(State),
+    Dir(Snap),
+}
+
+/// A directory as the last sweep saw it.
+#[derive(Default)]
+struct Snap {
+    /// 0: to be listed again.
+    own: State,
+    id: (u64, u64),
+    files: Vec<(Name, State)>,
+    dirs: Vec<(Name, Snap)>,
+}
+
+impl Snap {
+    fn digest(&self, hash: u64) -> u64 {
+        let hash = self.files.iter().fold(hash, |hash, (name, state)| fold(hash, name, *state));
+        self.dirs.iter().fold(hash, |hash, (name, snap)| snap.digest(fold(hash, name, 1)))
+    }
+}
+
+pub(crate) struct Poll {
+    roots: Vec<Root>,
+    interval: Duration,
+    follow: bool,
+    due: Option<Moment>,
+    /// Named once.
+    unreadable: HashSet<Vec<u8>>,
+    pub(crate) trouble: Vec<String>,
+    /// Directories that contain the one that is swept.
+    chain: Vec<(u64, u64)>,
+    entries: Vec<u8>,
+}
+
+/// What a sweep needs: see `inotify::Context`.
+pub(crate) struct Context<'a> {
+    pub(crate) filter: &'a Filter,
+    pub(crate) batch: &'a mut Batch,
+    pub(crate) gate: &'a mut Option<Gate>,
+    pub(crate) report: bool,
+}
+
+impl Poll {
+    pub(crate) fn new(interval: Duration, follow: bool) -> Poll {
+        Poll {
+            roots: Vec::new(),
+            interval,
+            follow,
+            due: None,
+            unreadable: HashSet::new(),
+            trouble: Vec::new(),
+            chain: Vec::new(),
+            entries: Vec::new(),
+        }
+    }
+
+    /// Takes a path over: from now on changes are seen. With `cx.report`, what is there is a change already.
+    pub(crate) fn add(&mut self, path: Vec<u8>, inner: usize, cx: &mut Context<'_>) -> io::Result<()> {
+        if dir::stat(&path, true).is_ok_and(|stat| stat.is_dir()) {
+            Dir::open(&path)?.each(&mut self.entries, &mut |_, _| ())?;
+        }
+        let mut root = Root { path, inner, entry: Entry::Missing };
+        self.look(&mut root, cx);
+        self.roots.push(root);
+        self.due.get_or_insert(sys::now() + self.interval);
+        Ok(())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.roots.is_empty()
+    }
+
+    /// When the next sweep is due; `None`: there is nothing to sweep.
+    pub(crate) fn due(&self) -> Option<Moment> {
+        self.due
+    }
+
+    /// Looks at everything.
+    pub(crate) fn sweep(&mut self, cx: &mut Context<'_>) {
+        let begun = sys::now();
+        let mut roots = std::mem::take(&mut self.roots);
+        for root in &mut roots {
+            self.look(root, cx);
+        }
+        self.roots = roots;
+        let now = sys::now();
+        self.due = Some(now + self.interval.max((now - begun) * REST));
+    }
+
+    /// All states as one number: two sweeps that saw the same have the same.
+    pub(crate) fn digest(&self) -> u64 {
+        self.roots.iter().fold(1, |hash, root| match &root.entry {
+            Entry::Missing => fold(hash, &root.path, 0),
+            Entry::File(state) => fold(hash, &root.path, *state),
+            Entry::Dir(snap) => snap.digest(fold(hash, &root.path, 1)),
+        })
+    }
+
+    fn look(&mut self, root: &mut Root, cx: &mut Context<'_>) {
+        let mut path = root.path.clone();
+        let inner = root.inner;
+        let before = std::mem::replace(&mut root.entry, Entry::Missing);
+        let stat = dir::stat(&path, true);
+        let changed = match (before, stat) {
+            (Entry::Dir(mut snap), Ok(stat)) if stat.is_dir() && snap.id == (stat.dev, stat.ino) => {
+                self.refresh(&mut snap, &mut path, inner, &stat, cx);
+                root.entry = Entry::Dir(snap);
+                false
+            }
+            (before, stat) => {
+                if let Entry::Dir(snap) = &before {
+                    report_all(snap, &mut path, cx);
+                }
+                root.entry = match &stat {
+                    Ok(stat) if stat.is_dir() => {
+                        let mut snap = Snap::default();
+                        self.refresh(&mut snap, &mut path, inner, stat, cx);
+                        Entry::Dir(snap)
+                    }
+                    Ok(stat) => Entry::File(dir::state(stat)),
+                    Err(_) => Entry::Missing,
+                };
+                match (&before, &root.entry) {
+                    (Entry::Missing, Entry::Missing) => false,
+                    (Entry::File(was), Entry::File(is)) => was != is,
+                    _ => true,
+                }
+            }
+        };
+        if changed && cx.report {
+            cx.batch.report(&root.path);
+        }
+    }
+
+    /// Brings a directory's snapshot up to date; `stat` is the directory's. `path` is the same after as before.
+    fn refresh(&mut self, snap: &mut Snap, path: &mut Vec<u8>, inner: usize, stat: &Stat, cx: &mut Context<'_>) {
+        sys::process::yield_gate(cx.gate);
+        let id = (stat.dev, stat.ino);
+        if self.chain.contains(&id) || self.chain.len() >= DEPTH {
+            return;
+        }
+        snap.id = id;
+        let own = if is_fresh(stat) { 0 } else { dir::state(stat) };
+        let same = own != 0 && own == snap.own;
+        let opened = Dir::open(path);
+        let quick = match &opened {
+            Ok(dir) if same => self.restate(dir, snap, path, cx),
+            _ => None,
+        };
+        let stats = match quick {
+            Some(stats) => stats,
+            None => match opened.and_then(|dir| self.list(&dir, snap, path, inner, cx)) {
+                Ok(stats) => {
+                    snap.own = own;
+                    stats
+                }
+                Err(e) => {
+                    if e.kind() != io::ErrorKind::NotFound && self.unreadable.insert(path.clone()) {
+                        self.trouble.push(format!("cannot read {}: {e}; the rest is watched", dir::shown(path)));
+                    }
+                    snap.own = 0;
+                    return;
+                }
+            },
+        };
+        self.chain.push(id);
+        let len = path.len();
+        for ((name, child), stat) in snap.dirs.iter_mut().zip(&stats) {
+            dir::join(path, name);
+            if child.id != (0, 0) && child.id != (stat.dev, stat.ino) {
+                report_all(child, path, cx);
+                *child = Snap::default();
+            }
+            self.refresh(child, path, inner, stat, cx);
+            path.truncate(len);
+        }
+        self.chain.pop();
+    }
+
+    /// The names are the same: states what is known. `None`: they are not, after all.
+    fn restate(&mut self, dir: &Dir, snap: &mut Snap, path: &mut Vec<u8>, cx: &mut Context<'_>) -> Option<Vec<Stat>> {
+        let len = path.len();
+        for (name, state) in &mut snap.files {
+            let stat = dir.stat(name, self.follow).ok().filter(|stat| !stat.is_dir())?;
+            let is = dir::state(&stat);
+            if std::mem::replace(state, is) != is && cx.report {
+                dir::join(path, name);
+                cx.batch.report(path);
+                path.truncate(len);
+            }
+        }
+        let mut stats = Vec::with_capacity(snap.dirs.len());
+        for (name, _) in &snap.dirs {
+            stats.push(dir.stat(name, self.follow).ok().filter(Stat::is_dir)?);
+        }
+        Some(stats)
+    }
+
+    /// Reads the names again. The stats of the subdirectories, in the order of `snap.dirs`.
+    fn list(
+        &mut self,
+        dir: &Dir,
+        snap: &mut Snap,
+        path: &mut Vec<u8>,
+        inner: usize,
+        cx: &mut Context<'_>,
+    ) -> io::Result<Vec<Stat>> {
+        let len = path.len();
+        let (mut names, mut files, mut found) = (Vec::new(), Vec::new(), Vec::new());
+        dir.each(&mut self.entries, &mut |name, kind| {
+            path.truncate(len);
+            dir::join(path, name);
+            // Most names count for nothing and are not worth a stat.
+            let is_file = kind == Kind::Other;
+            if cx.filter.counts(path, inner) || !is_file && !cx.filter.prunes(path, inner) {
+                names.push(Name::from(name));
+            }
+        })?;
+        for name in names {
+            path.truncate(len);
+            dir::join(path, &name);
+            let Ok(stat) = dir.stat(&name, self.follow) else { continue };
+            if stat.is_dir() {
+                if !cx.filter.prunes(path, inner) {
+                    found.push((name, stat));
+                }
+            } else if cx.filter.counts(path, inner) {
+                files.push((name, dir::state(&stat)));
+            }
+        }
+        path.truncate(len);
+        files.shrink_to_fit();
+        files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        if cx.report {
+            difference(&snap.files, &files, |name, _, _| {
+                dir::join(path, name);
+                cx.batch.report(path);
+                path.truncate(len);
+            });
+        }
+        snap.files = files;
+        let mut old = std::mem::take(&mut snap.dirs);
+        let mut stats = Vec::with_capacity(found.len());
+        for (name, stat) in found {
+            let was = old.binary_search_by(|(old, _)| old.cmp(&name)).ok();
+            let child = was.map(|at| std::mem::take(&mut old[at].1)).unwrap_or_default();
+            snap.dirs.push((name, child));
+            stats.push(stat);
+        }
+        for (name, gone) in &old {
+            dir::join(path, name);
+            report_all(gone, path, cx);
+            path.truncate(len);
+        }
+        Ok(stats)
+    }
+}
+
+/// Everything in a directory that is not there any more.
+fn report_all(snap: &Snap, path: &mut Vec<u8>, cx: &mut Context<'_>) {
+    if !cx.report {
+        return;
+    }
+    let len = path.len();
+    for (name, _) in &snap.files {
+        dir::join(path, name);
+        cx.batch.report(path);
+        path.truncate(len);
+    }
+    for (name, inner) in &snap.dirs {
+        dir::join(path, name);
+        report_all(inner, path, cx);
+        path.truncate(len);
+    }
+}
+
+fn fold(hash: u64, name: &[u8], state: State) -> u64 {
+    let name = name.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    digest(&[name, state])
+}
+
+fn is_fresh(stat: &Stat) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
+    let newest = stat.mtime.0.max(stat.ctime.0);
+    // A time in the future is one that the clock has yet to pass.
+    newest >= now - FRESH.as_secs() as i64
+}

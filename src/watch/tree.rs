@@ -1,0 +1,285 @@
+//! The watched directories: a node each (parent, name, watch), so that a rename moves one node and a path is put together
+//! only when it is needed.
+//!
+//! The kernel gives one watch descriptor per inode. A directory that is reached by several names (symbolic links, bind
+//! mounts) has several nodes with the same watch: aliases.
+
+use std::collections::HashMap;
+
+/// No node.
+pub(crate) const NONE: u32 = u32::MAX;
+/// No watch: the node's directory is gone, or not this one any more.
+const DEAD: i32 = -1;
+
+struct Node {
+    wd: i32,
+    parent: u32,
+    /// The next node with the same watch.
+    alias: u32,
+    /// The link that led here; `NONE` for a plain subdirectory.
+    link: u32,
+    /// Of a root: the path as the user named it.
+    name: Box<[u8]>,
+}
+
+#[derive(Default)]
+pub(crate) struct Tree {
+    nodes: Vec<Node>,
+    free: Vec<u32>,
+    /// The first node of each watch.
+    by_wd: HashMap<i32, u32>,
+    /// Something was killed since the last sweep.
+    died: bool,
+}
+
+impl Tree {
+    fn node(&self, id: u32) -> Option<&Node> {
+        self.nodes.get(id as usize)
+    }
+
+    /// A new node; `link` is the link that led to it, or `NONE`.
+    pub(crate) fn add(&mut self, parent: u32, name: &[u8], wd: i32, link: u32) -> u32 {
+        let alias = self.by_wd.get(&wd).copied().unwrap_or(NONE);
+        let node = Node { wd, parent, alias, link, name: name.into() };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.nodes[id as usize] = node;
+                id
+            }
+            None => {
+                self.nodes.push(node);
+                self.nodes.len() as u32 - 1
+            }
+        };
+        self.by_wd.insert(wd, id);
+        id
+    }
+
+    pub(crate) fn wd(&self, id: u32) -> i32 {
+        self.node(id).map_or(DEAD, |node| node.wd)
+    }
+
+    pub(crate) fn link(&self, id: u32) -> u32 {
+        self.node(id).map_or(NONE, |node| node.link)
+    }
+
+    pub(crate) fn knows(&self, wd: i32) -> bool {
+        self.by_wd.contains_key(&wd)
+    }
+
+    /// The first node of a watch, or `NONE`; `next` leads to the others.
+    pub(crate) fn first(&self, wd: i32) -> u32 {
+        self.by_wd.get(&wd).copied().unwrap_or(NONE)
+    }
+
+    pub(crate) fn next(&self, id: u32) -> u32 {
+        self.node(id).map_or(NONE, |node| node.alias)
+    }
+
+    /// All nodes of a watch.
+    pub(crate) fn of(&self, wd: i32) -> Vec<u32> {
+        let mut all = Vec::new();
+        let mut id = self.first(wd);
+        while id != NONE {
+            all.push(id);
+            id = self.next(id);
+        }
+        all
+    }
+
+    /// The plain node with this watch in this place.
+    pub(crate) fn find(&self, wd: i32, parent: u32, name: &[u8]) -> Option<u32> {
+        self.of(wd).into_iter().find(|id| {
+            self.node(*id).is_some_and(|node| node.link == NONE && node.parent == parent && *node.name == *name)
+        })
+    }
+
+    /// Where a node hangs: its parent and its name.
+    pub(crate) fn place(&self, id: u32) -> (u32, Box<[u8]>) {
+        self.node(id).map_or((NONE, Box::default()), |node| (node.parent, node.name.clone()))
+    }
+
+    /// Appends the node's path as the user would write it; returns how long the root's part of it is.
+    pub(crate) fn path(&self, id: u32, path: &mut Vec<u8>) -> usize {
+        let Some(node) = self.node(id) else { return 0 };
+        if node.parent == NONE {
+            path.extend_from_slice(&node.name);
+            return node.name.len();
+        }
+        let inner = self.path(node.parent, path);
+        if path.last() != Some(&b'/') {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&node.name);
+        inner
+    }
+
+    /// Is this directory one of those that contain `parent`, or `parent` itself? Then following it would never end.
+    pub(crate) fn is_loop(&self, mut parent: u32, wd: i32) -> bool {
+        while let Some(node) = self.node(parent) {
+            if node.wd == wd {
+                return true;
+            }
+            parent = node.parent;
+        }
+        false
+    }
+
+    /// The node's directory has another name now.
+    pub(crate) fn place_at(&mut self, id: u32, parent: u32, name: &[u8]) {
+        // A directory cannot be moved into itself, but what is read late may look so.
+        let mut above = parent;
+        while let Some(node) = self.node(above) {
+            if above == id {
+                return;
+            }
+            above = node.parent;
+        }
+        if let Some(node) = self.nodes.get_mut(id as usize) {
+            node.parent = parent;
+            node.name = name.into();
+        }
+    }
+
+    /// The node is a plain directory now.
+    pub(crate) fn unlink(&mut self, id: u32) {
+        if let Some(node) = self.nodes.get_mut(id as usize) {
+            node.link = NONE;
+        }
+    }
+
+    /// Takes the node's watch away.
+    pub(crate) fn detach(&mut self, id: u32) {
+        let Some(Node { wd, alias, .. }) = self.node(id) else { return };
+        let (wd, alias) = (*wd, *alias);
+        if wd == DEAD {
+            return;
+        }
+        let before = self.of(wd).into_iter().find(|other| self.next(*other) == id);
+        match before {
+            Some(before) => self.nodes[before as usize].alias = alias,
+            None if alias == NONE => drop(self.by_wd.remove(&wd)),
+            None => drop(self.by_wd.insert(wd, alias)),
+        }
+        let node = &mut self.nodes[id as usize];
+        (node.wd, node.alias) = (DEAD, NONE);
+    }
+
+    /// Gives a node without a watch another.
+    pub(crate) fn attach(&mut self, id: u32, wd: i32) {
+        self.detach(id);
+        let alias = self.first(wd);
+        if let Some(node) = self.nodes.get_mut(id as usize) {
+            (node.wd, node.alias) = (wd, alias);
+            self.by_wd.insert(wd, id);
+        }
+    }
+
+    /// The node and all below it go at the next sweep. Returns its watch if nobody else has it.
+    pub(crate) fn kill(&mut self, id: u32) -> Option<i32> {
+        let wd = self.wd(id);
+        self.detach(id);
+        self.died = true;
+        (wd != DEAD && !self.knows(wd)).then_some(wd)
+    }
+
+    /// Removes what hangs below killed nodes. Calls `gone` with each watch that no node has any more, and returns for each
+    /// place whether a node is there, if anything was removed.
+    pub(crate) fn sweep(&mut self, mut gone: impl FnMut(i32)) -> Option<Vec<bool>> {
+        if !std::mem::replace(&mut self.died, false) {
+            return None;
+        }
+        let mut alive = vec![None; self.nodes.len()];
+        for id in &self.free {
+            alive[*id as usize] = Some(false);
+        }
+        for start in 0..self.nodes.len() {
+            let (mut way, mut id) = (Vec::new(), start as u32);
+            // Up to a root, a dead node, or one that is known already.
+            let answer = loop {
+                let Some(node) = self.node(id) else { break true };
+                match alive[id as usize] {
+                    Some(answer) => break answer,
+                    None if node.wd == DEAD => {
+                        way.push(id);
+                        break false;
+                    }
+                    None => way.push(id),
+                }
+                id = node.parent;
+            };
+            way.into_iter().for_each(|id| alive[id as usize] = Some(answer));
+        }
+        let free: std::collections::HashSet<u32> = self.free.iter().copied().collect();
+        for (id, alive) in (0..).zip(&alive) {
+            if *alive == Some(false) && !free.contains(&id) {
+                if let Some(wd) = self.kill(id) {
+                    gone(wd);
+                }
+                self.nodes[id as usize].name = Box::default();
+                self.free.push(id);
+            }
+        }
+        self.died = false;
+        Some(alive.into_iter().map(|alive| alive == Some(true)).collect())
+    }
+
+    /// Every watch that a node has.
+    pub(crate) fn watches(&self) -> impl Iterator<Item = i32> + '_ {
+        self.by_wd.keys().copied()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len() - self.free.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(tree: &Tree, id: u32) -> String {
+        let mut path = Vec::new();
+        tree.path(id, &mut path);
+        String::from_utf8(path).unwrap()
+    }
+
+    #[test]
+    fn a_rename_moves_one_node() {
+        let mut tree = Tree::default();
+        let root = tree.add(NONE, b"src", 1, 0);
+        let a = tree.add(root, b"a", 2, NONE);
+        let b = tree.add(a, b"b", 3, NONE);
+        assert_eq!(path(&tree, b), "src/a/b");
+        let mut after = b"before".to_vec();
+        assert_eq!((tree.path(b, &mut after), after), (3, b"beforesrc/a/b".to_vec()));
+        tree.place_at(a, root, b"z");
+        assert_eq!(path(&tree, b), "src/z/b");
+        tree.place_at(root, b, b"x");
+        assert_eq!(path(&tree, b), "src/z/b", "never into itself");
+        assert_eq!(tree.find(3, a, b"b"), Some(b));
+        assert!(tree.is_loop(b, 1) && !tree.is_loop(a, 3));
+    }
+
+    #[test]
+    fn aliases_share_a_watch_and_a_sweep_removes_subtrees() {
+        let mut tree = Tree::default();
+        let root = tree.add(NONE, b"/r", 1, 0);
+        let a = tree.add(root, b"a", 2, NONE);
+        let link = tree.add(root, b"l", 2, 1);
+        let under = tree.add(a, b"u", 3, NONE);
+        assert_eq!(tree.of(2), [link, a]);
+        assert_eq!(tree.kill(a), None, "its watch is still used");
+        let mut gone = Vec::new();
+        let alive = tree.sweep(|wd| gone.push(wd)).unwrap();
+        assert_eq!((gone, tree.len()), (vec![3], 2));
+        assert_eq!(alive, [true, false, true, false]);
+        assert!(tree.sweep(|_| ()).is_none());
+        assert_eq!(tree.kill(link), Some(2));
+        tree.sweep(|_| panic!("already told"));
+        let again = tree.add(root, b"n", 9, NONE);
+        assert!([a, link, under].contains(&again), "places are used again");
+        tree.attach(again, 10);
+        assert_eq!((tree.of(9), tree.of(10)), (vec![], vec![again]));
+    }
+}

@@ -1,0 +1,177 @@
+//! Arm, list, report: the one routine for the start, a new directory, one that was moved, and a tree that is read again.
+
+use super::dir::{self, Dir};
+use super::inotify::{Context, Inotify, Rest};
+use super::records::Kind;
+use super::tree::NONE;
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What of the files that a walk finds is reported.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Report {
+    Nothing,
+    All,
+    /// Those that may have changed since.
+    Since(SystemTime),
+}
+
+/// Scratch memory.
+pub(crate) struct Walker {
+    todo: Vec<u32>,
+    path: Vec<u8>,
+    entries: Vec<u8>,
+    /// Devices, and whether link counts can be relied on there.
+    counted: Vec<(u64, bool)>,
+}
+
+impl Walker {
+    pub(crate) fn new() -> Walker {
+        Walker { todo: Vec::new(), path: Vec::new(), entries: Vec::new(), counted: Vec::new() }
+    }
+}
+
+impl Inotify {
+    /// Watches the subdirectory `name` of `node` and reports what is in it, unless it is watched already.
+    pub(super) fn walk_child(&mut self, node: u32, name: &[u8], cx: &mut Context<'_>) {
+        let mut path = Vec::new();
+        let inner = self.tree.path(node, &mut path);
+        dir::join(&mut path, name);
+        if cx.filter.prunes(&path, inner) {
+            return;
+        }
+        match self.arm_child(node, name, &path, inner, Report::All, cx) {
+            Some((child, true)) => self.walk(child, Report::All, cx),
+            // A walk has found it before its event was read.
+            Some((_, false)) | None => {}
+        }
+    }
+
+    /// The node of a subdirectory that has a watch now, and whether it is new in this place.
+    fn arm_child(
+        &mut self,
+        node: u32,
+        name: &[u8],
+        path: &[u8],
+        inner: usize,
+        report: Report,
+        cx: &mut Context<'_>,
+    ) -> Option<(u32, bool)> {
+        let wd = match self.watch_tree(path, false) {
+            Ok(wd) => wd,
+            Err(e) => {
+                match e.raw_os_error() {
+                    // Gone again, or something else by now.
+                    Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP) => {}
+                    Some(libc::EACCES) => {
+                        self.complain(path, &e);
+                        self.unreadable.push((node, name.into()));
+                    }
+                    Some(libc::ENOSPC | libc::ENOMEM) => self.poll_instead(path, inner, report, &e),
+                    _ => self.complain(path, &e),
+                }
+                return None;
+            }
+        };
+        if self.tree.knows(wd) {
+            if let Some(known) = self.tree.find(wd, node, name) {
+                return Some((known, false));
+            }
+            if self.tree.is_loop(node, wd) {
+                return None;
+            }
+            // Moved here, if it is no longer where it was.
+            for id in self.tree.of(wd).into_iter().filter(|id| self.tree.link(*id) == NONE) {
+                let mut old = Vec::new();
+                self.tree.path(id, &mut old);
+                if self.watch_tree(&old, false).ok() != Some(wd) {
+                    self.tree.place_at(id, node, name);
+                    return Some((id, true));
+                }
+            }
+        }
+        Self::step_aside(cx);
+        Some((self.tree.add(node, name, wd, NONE), true))
+    }
+
+    /// Watches everything below `start`, which has its watch already.
+    pub(super) fn walk(&mut self, start: u32, report: Report, cx: &mut Context<'_>) {
+        let mut todo = std::mem::take(&mut self.walker.todo);
+        let mut path = std::mem::take(&mut self.walker.path);
+        let mut entries = std::mem::take(&mut self.walker.entries);
+        let base = todo.len();
+        todo.push(start);
+        while todo.len() > base {
+            let Some(node) = todo.pop() else { break };
+            path.clear();
+            let inner = self.tree.path(node, &mut path);
+            if report == Report::Nothing && !self.follow && self.is_leaf(&path) {
+                continue;
+            }
+            let listed = Dir::open(&path).and_then(|dir| {
+                let len = path.len();
+                dir.each(&mut entries, &mut |name, kind| {
+                    path.truncate(len);
+                    dir::join(&mut path, name);
+                    match dir::kind(&path, kind) {
+                        Kind::Dir => {
+                            if !cx.filter.prunes(&path, inner) {
+                                todo.extend(
+                                    self.arm_child(node, name, &path, inner, report, cx).map(|(child, _)| child),
+                                );
+                            }
+                        }
+                        Kind::Link if self.follow => self.maybe.push((node, name.into(), report)),
+                        Kind::Link | Kind::Other | Kind::Unknown => found(&path, inner, report, cx),
+                    }
+                })
+            });
+            match listed {
+                Ok(()) => {}
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {}
+                // No descriptor left: polling comes back to it.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    self.poll_instead(&path, inner, report, &e);
+                }
+                Err(e) => self.complain(&path, &e),
+            }
+            Self::step_aside(cx);
+        }
+        (self.walker.todo, self.walker.path, self.walker.entries) = (todo, path, entries);
+    }
+
+    /// A directory with two links has no subdirectory, where links are counted; its files need not be listed.
+    fn is_leaf(&mut self, path: &[u8]) -> bool {
+        let Ok(stat) = dir::stat(path, true) else { return false };
+        let known = self.walker.counted.iter().find(|(dev, _)| *dev == stat.dev).map(|(_, counted)| *counted);
+        let counted = known.unwrap_or_else(|| {
+            let counted = dir::link_counts(path);
+            self.walker.counted.push((stat.dev, counted));
+            counted
+        });
+        counted && stat.links == 2
+    }
+
+    /// inotify has no more watches, or the process no descriptor: this directory is polled.
+    pub(super) fn poll_instead(&mut self, path: &[u8], inner: usize, report: Report, e: &io::Error) {
+        if self.rest.is_empty() {
+            self.trouble.push(dir::exhausted(path, e));
+        }
+        self.rest.push(Rest { path: path.into(), inner, report: report == Report::All });
+    }
+}
+
+/// A file that a walk has found.
+fn found(path: &[u8], inner: usize, report: Report, cx: &mut Context<'_>) {
+    if report == Report::Nothing || !cx.filter.counts(path, inner) {
+        return;
+    }
+    if let Report::Since(since) = report {
+        let changed = dir::stat(path, true).map(|stat| stat.ctime.max(stat.mtime));
+        let since = since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        if changed.map_or(true, |(seconds, _)| seconds < since) {
+            return;
+        }
+    }
+    cx.batch.report(path);
+}
