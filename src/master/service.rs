@@ -314,9 +314,10 @@ impl Service<'_> {
 
 /// Does one thing; the fact that answers it, if there is one.
 fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
-    let signal = |pid, signal| match Pid::new(pid).map(|pid| process::kill(pid, signal)) {
-        Some(Err(e)) => log::warn(format!("cannot signal worker {pid}: {e}")),
-        Some(Ok(())) | None => {}
+    let signal = |pid, signal| {
+        if let Some(Err(e)) = Pid::new(pid).map(|pid| process::kill(pid, signal)) {
+            log::warn(format!("cannot signal worker {pid}: {e}"));
+        }
     };
     match action {
         Action::Fork { slot } => Some(match service.fork(slot) {
