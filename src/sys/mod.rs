@@ -46,12 +46,13 @@ pub(crate) struct Stat {
 }
 
 impl Stat {
+    // The same numbers everywhere, in types that differ: inode(7).
     pub(crate) fn is_dir(&self) -> bool {
-        self.mode & libc::S_IFMT as u32 == libc::S_IFDIR as u32
+        self.mode & 0o170_000 == 0o040_000
     }
 
     pub(crate) fn is_link(&self) -> bool {
-        self.mode & libc::S_IFMT as u32 == libc::S_IFLNK as u32
+        self.mode & 0o170_000 == 0o120_000
     }
 }
 

@@ -165,16 +165,6 @@ impl Tree {
         (node.wd, node.alias) = (DEAD, NONE);
     }
 
-    /// Gives a node without a watch another.
-    pub(crate) fn attach(&mut self, id: u32, wd: i32) {
-        self.detach(id);
-        let alias = self.first(wd);
-        if let Some(node) = self.nodes.get_mut(id as usize) {
-            (node.wd, node.alias) = (wd, alias);
-            self.by_wd.insert(wd, id);
-        }
-    }
-
     /// The node and all below it go at the next sweep. Returns its watch if nobody else has it.
     pub(crate) fn kill(&mut self, id: u32) -> Option<i32> {
         let wd = self.wd(id);
@@ -279,7 +269,5 @@ mod tests {
         tree.sweep(|_| panic!("already told"));
         let again = tree.add(root, b"n", 9, NONE);
         assert!([a, link, under].contains(&again), "places are used again");
-        tree.attach(again, 10);
-        assert_eq!((tree.of(9), tree.of(10)), (vec![], vec![again]));
     }
 }

@@ -40,10 +40,9 @@ impl Inotify {
         if cx.filter.prunes(&path, inner) {
             return;
         }
-        match self.arm_child(node, name, &path, inner, Report::All, cx) {
-            Some((child, true)) => self.walk(child, Report::All, cx),
-            // A walk has found it before its event was read.
-            Some((_, false)) | None => {}
+        // One that is not new was found by a walk before its event was read.
+        if let Some((child, true)) = self.arm_child(node, name, &path, inner, Report::All, cx) {
+            self.walk(child, Report::All, cx);
         }
     }
 
