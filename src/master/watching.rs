@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::log::{self, Note};
 use crate::sys::signal;
 use crate::watch::{FileChangeWatcher, Trouble};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
 
 /// What the watcher's thread leaves for the loop, beside a byte in the self-pipe.
@@ -15,7 +15,7 @@ pub(super) struct Flags {
     pub(super) own: AtomicBool,
     pub(super) lost: AtomicBool,
     /// The number that the next change's line carries.
-    pub(super) reload: Arc<AtomicU64>,
+    pub(super) reload: Arc<AtomicUsize>,
 }
 
 pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) -> Option<FileChangeWatcher> {

@@ -23,6 +23,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Wanted {
     pub(super) backend: Backend,
     pub(super) follow: bool,
+    #[cfg_attr(not(all(target_os = "linux", not(refork_portable))), allow(dead_code))]
     pub(super) carried: Option<OwnedFd>,
 }
 

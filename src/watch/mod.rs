@@ -25,6 +25,7 @@ mod inotify;
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 mod links;
 mod poll;
+#[cfg(all(target_os = "linux", not(refork_portable)))]
 mod records;
 mod thread;
 #[cfg(all(target_os = "linux", not(refork_portable)))]
@@ -40,7 +41,7 @@ use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use thread::{Running, Shared};
@@ -186,7 +187,7 @@ impl FileChangeWatcher {
     }
 
     /// The number that the next change's line carries.
-    pub(crate) fn reload_number(self, number: Arc<AtomicU64>) -> FileChangeWatcher {
+    pub(crate) fn reload_number(self, number: Arc<AtomicUsize>) -> FileChangeWatcher {
         *self.shared.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(number);
         self
     }
@@ -236,7 +237,7 @@ impl FileChangeWatcher {
     /// Changes the quiet time of a running watcher.
     #[allow(dead_code)]
     pub(crate) fn set_quiet(&self, quiet: Duration) {
-        self.shared.quiet.store(quiet.as_millis() as u64, SeqCst);
+        self.shared.quiet.store(u32::try_from(quiet.as_millis()).unwrap_or(u32::MAX), SeqCst);
     }
 
     /// Stops watching, and waits until the thread has ended: `on_change` is not called afterwards. Called from `on_change`

@@ -1,8 +1,7 @@
 //! Arm, list, report: the one routine for the start, a new directory, one that was moved, and a tree that is read again.
 
-use super::dir::{self, Dir};
+use super::dir::{self, Dir, Kind};
 use super::inotify::{Context, Inotify, Rest};
-use super::records::Kind;
 use super::tree::NONE;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
