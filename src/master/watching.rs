@@ -3,6 +3,7 @@
 use super::{Job, Master};
 use crate::error::Result;
 use crate::log::{self, Note};
+use crate::plan::token::Watched;
 use crate::sys::signal;
 use crate::watch::{FileChangeWatcher, Trouble};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -57,7 +58,7 @@ pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) ->
 
 /// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more.
 pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool) -> Result<()> {
-    match watcher.as_mut().map(|watcher| watcher.arm(None)) {
+    match watcher.as_mut().map(|watcher| watcher.arm(Watched::Nothing)) {
         Some(Err(e)) if !first => {
             log::say(&Note::WatchLost { why: e.to_string() });
             *watcher = None;

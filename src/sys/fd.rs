@@ -56,7 +56,6 @@ pub(crate) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Takes ownership of a descriptor of any kind that our own earlier image left open for us (named in its token, pid checked).
-#[allow(dead_code)]
 pub(crate) fn adopt_own(fd: RawFd) -> io::Result<OwnedFd> {
     if fd < 3 {
         return Err(io::Error::other("is a standard stream"));

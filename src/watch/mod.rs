@@ -27,6 +27,8 @@ mod links;
 mod poll;
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 mod records;
+#[cfg(test)]
+mod tests;
 mod thread;
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 mod tree;
@@ -35,10 +37,12 @@ mod walk;
 
 use crate::error::{Error, Op, Result};
 use crate::log;
+use crate::plan::token::Watched;
+use crate::sys::{self, process::Gate};
 use eyes::Eyes;
 use filter::{Filter, Glob};
 use std::fmt;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -102,6 +106,8 @@ pub struct FileChangeWatcher {
     shared: Arc<Shared>,
     armed: Option<(Eyes, UnixStream, UnixStream)>,
     running: Option<Running>,
+    /// The inotify descriptor.
+    queue: Option<RawFd>,
     private: Vec<RawFd>,
 }
 
@@ -131,6 +137,7 @@ impl FileChangeWatcher {
             shared: Arc::new(Shared::new(Box::new(on_change))),
             armed: None,
             running: None,
+            queue: None,
             private: Vec::new(),
         }
     }
@@ -207,20 +214,26 @@ impl FileChangeWatcher {
             }
             self.stop();
         }
-        self.arm(None)?;
+        self.arm(Watched::Nothing)?;
         self.spawn()
     }
 
-    /// Places every watch. `carried` is the inotify descriptor of an earlier image, with what is queued in it.
-    pub(crate) fn arm(&mut self, carried: Option<OwnedFd>) -> Result<()> {
+    /// Places every watch. `carried` is what the watcher of an earlier image knew: what has changed since is reported.
+    pub(crate) fn arm(&mut self, carried: Watched) -> Result<()> {
         let fail = |e| Error::new(Op::Watch, "", e);
         let (theirs, ours) = UnixStream::pair().map_err(fail)?;
         theirs.set_nonblocking(true).map_err(fail)?;
         ours.set_nonblocking(true).map_err(fail)?;
-        let backend = eyes::Wanted { backend: self.backend, follow: self.follow, carried };
+        let (queue, digest) = match carried {
+            Watched::Queue(fd) => (sys::fd::adopt_own(fd).ok(), None),
+            Watched::Digest(digest) => (None, Some(digest)),
+            Watched::Nothing => (None, None),
+        };
+        let backend = eyes::Wanted { backend: self.backend, follow: self.follow, queue, digest };
         let eyes = Eyes::open(&self.paths, backend, &self.shared)?;
         self.private = vec![theirs.as_raw_fd(), ours.as_raw_fd()];
-        self.private.extend(eyes.fd().map(|fd| fd.as_raw_fd()));
+        self.queue = eyes.fd().map(|fd| fd.as_raw_fd());
+        self.private.extend(self.queue);
         log::say(&log::Note::Watching { roots: self.paths.clone(), backend: eyes.describe() });
         self.armed = Some((eyes, theirs, ours));
         Ok(())
@@ -232,6 +245,17 @@ impl FileChangeWatcher {
         let body = thread::Body::new(eyes, theirs, self.shared.clone(), self.quiet, self.cap);
         self.running = Some(Running::spawn(body, ours)?);
         Ok(())
+    }
+
+    /// What an image that replaces this one needs to lose no change: the inotify descriptor, which must be left open across
+    /// the exec, or what polling has seen. Under the gate, so that the thread is in the middle of nothing.
+    #[allow(dead_code)]
+    pub(crate) fn carry(&self, _gate: &Gate) -> Watched {
+        match (self.queue, *self.shared.digest.lock().unwrap_or_else(PoisonError::into_inner)) {
+            (Some(fd), _) => Watched::Queue(fd),
+            (None, Some(digest)) => Watched::Digest(digest),
+            (None, None) => Watched::Nothing,
+        }
     }
 
     /// Changes the quiet time of a running watcher.
@@ -246,6 +270,7 @@ impl FileChangeWatcher {
         self.armed = None;
         if self.running.as_ref().is_some_and(Running::stop) {
             self.running = None;
+            self.queue = None;
             self.private.clear();
         }
     }

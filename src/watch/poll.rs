@@ -44,7 +44,6 @@ struct Snap {
 }
 
 impl Snap {
-    #[allow(dead_code)]
     fn digest(&self, hash: u64) -> u64 {
         let hash = self.files.iter().fold(hash, |hash, (name, state)| fold(hash, name, *state));
         self.dirs.iter().fold(hash, |hash, (name, snap)| snap.digest(fold(hash, name, 1)))
@@ -121,7 +120,6 @@ impl Poll {
     }
 
     /// All states as one number: two sweeps that saw the same have the same.
-    #[allow(dead_code)]
     pub(crate) fn digest(&self) -> u64 {
         self.roots.iter().fold(1, |hash, root| match &root.entry {
             Entry::Missing => fold(hash, &root.path, 0),
@@ -309,7 +307,6 @@ fn report_all(snap: &Snap, path: &mut Vec<u8>, cx: &mut Context<'_>) {
     }
 }
 
-#[allow(dead_code)]
 fn fold(hash: u64, name: &[u8], state: State) -> u64 {
     let name = name.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     digest(&[name, state])

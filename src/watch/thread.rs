@@ -29,6 +29,8 @@ pub(super) struct Shared {
     on_change: Mutex<OnChange>,
     pub(super) on_trouble: Mutex<Option<OnTrouble>>,
     pub(super) reload: Mutex<Option<Arc<AtomicUsize>>>,
+    /// What polling has seen, as one number.
+    pub(super) digest: Mutex<Option<u64>>,
     /// A new quiet time in milliseconds, or 0.
     pub(super) quiet: AtomicU32,
 }
@@ -40,6 +42,7 @@ impl Shared {
             on_change: Mutex::new(on_change),
             on_trouble: Mutex::default(),
             reload: Mutex::default(),
+            digest: Mutex::default(),
             quiet: AtomicU32::new(0),
         }
     }
@@ -171,6 +174,10 @@ impl Body {
     }
 
     fn watch(&mut self, gate: &mut Option<Gate>) -> std::io::Result<()> {
+        self.eyes.unseen(&mut self.batch);
+        if self.batch.count > 0 {
+            self.debounce.change(sys::now());
+        }
         while !self.stop.load(SeqCst) {
             let quiet = self.shared.quiet.swap(0, SeqCst);
             if quiet > 0 {
