@@ -2,9 +2,9 @@
 
 use crate::plan::snapshot::{digest, State};
 use crate::sys::Stat;
-#[cfg(all(target_os = "linux", not(refork_portable)))]
-use std::ffi::CString;
 use std::ffi::OsStr;
+#[cfg(all(target_os = "linux", not(refork_portable)))]
+use std::ffi::{CStr, CString};
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -29,9 +29,18 @@ pub(crate) fn join(path: &mut Vec<u8>, name: &[u8]) {
     path.extend_from_slice(name);
 }
 
+/// Calls with the path as a C string; no allocation for a path of usual length.
 #[cfg(all(target_os = "linux", not(refork_portable)))]
-pub(crate) fn c_path(path: &[u8]) -> io::Result<CString> {
-    CString::new(path).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a NUL byte in a path"))
+pub(crate) fn with_c<T>(path: &[u8], call: impl FnOnce(&CStr) -> io::Result<T>) -> io::Result<T> {
+    let nul = || io::Error::new(io::ErrorKind::InvalidInput, "a NUL byte in a path");
+    let mut buf = [0; 512];
+    match buf.get_mut(..=path.len()) {
+        Some(room) => {
+            room[..path.len()].copy_from_slice(path);
+            call(CStr::from_bytes_with_nul(room).map_err(|_| nul())?)
+        }
+        None => call(&CString::new(path).map_err(|_| nul())?),
+    }
 }
 
 /// Everything that tells two versions of a file apart.
@@ -65,7 +74,7 @@ pub(crate) use os::{stat, Dir};
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 mod os {
     use super::super::records::Entries;
-    use super::{c_path, shown, Kind};
+    use super::{shown, with_c, Kind};
     use crate::sys::{self, Stat};
     use std::ffi::CStr;
     use std::io;
@@ -75,7 +84,7 @@ mod os {
     const ENTRIES: usize = 32 * 1024;
 
     pub(crate) fn stat(path: &[u8], follow: bool) -> io::Result<Stat> {
-        sys::os::stat_at(None, &c_path(path)?, follow)
+        with_c(path, |path| sys::os::stat_at(None, path, follow))
     }
 
     /// An open directory.
@@ -83,7 +92,7 @@ mod os {
 
     impl Dir {
         pub(crate) fn open(path: &[u8]) -> io::Result<Dir> {
-            sys::os::open_dir(&c_path(path)?).map(Dir)
+            with_c(path, sys::os::open_dir).map(Dir)
         }
 
         /// Each entry but `.` and `..`; `buf` is scratch memory.
@@ -129,13 +138,13 @@ mod os {
 
     /// The name of the file system, if it is one that does not tell.
     pub(crate) fn silent(path: &[u8]) -> Option<&'static str> {
-        let kind = sys::os::fs_type(&c_path(path).ok()?).ok()?;
+        let kind = with_c(path, sys::os::fs_type).ok()?;
         SILENT.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
     }
 
     /// Can link counts be relied on here?
     pub(crate) fn link_counts(path: &[u8]) -> bool {
-        c_path(path).and_then(|path| sys::os::fs_type(&path)).is_ok_and(|kind| COUNTED.contains(&kind))
+        with_c(path, sys::os::fs_type).is_ok_and(|kind| COUNTED.contains(&kind))
     }
 
     /// Why inotify cannot watch this, with the limit's name and value.

@@ -137,7 +137,7 @@ impl Inotify {
 
     /// Adds a watch: the directory's descriptor.
     pub(super) fn add(&self, path: &[u8], mask: u32) -> io::Result<i32> {
-        inotify::add(self.file.as_fd(), &dir::c_path(path)?, mask)
+        dir::with_c(path, |path| inotify::add(self.file.as_fd(), path, mask))
     }
 
     pub(super) fn watch_tree(&self, path: &[u8], follow: bool) -> io::Result<i32> {

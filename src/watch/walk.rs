@@ -109,6 +109,10 @@ impl Inotify {
             let listed = Dir::open(&path).and_then(|dir| {
                 let len = path.len();
                 dir.each(&mut entries, &mut |name, kind| {
+                    // Most entries are files, and at the start of no interest.
+                    if kind == Kind::Other && report == Report::Nothing {
+                        return;
+                    }
                     path.truncate(len);
                     dir::join(&mut path, name);
                     match dir::kind(&path, kind) {
