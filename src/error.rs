@@ -9,8 +9,6 @@ pub(crate) enum Op {
     /// A value the caller gave makes no sense.
     Config,
     Bind,
-    Adopt,
-    Fork,
     Watch,
     Exec,
     Signals,
@@ -51,10 +49,10 @@ impl Error {
         match self.op {
             Op::Config => 2,
             Op::Boot => 3,
-            Op::Bind | Op::Adopt => 4,
+            Op::Bind => 4,
             Op::Command if self.cause.kind() == io::ErrorKind::NotFound => 127,
             Op::Command => 126,
-            Op::Fork | Op::Watch | Op::Exec | Op::Signals => 1,
+            Op::Watch | Op::Exec | Op::Signals => 1,
         }
     }
 }
@@ -64,8 +62,6 @@ impl fmt::Display for Error {
         let what = match self.op {
             Op::Config => "wrong value",
             Op::Bind => "cannot listen on",
-            Op::Adopt => "cannot adopt",
-            Op::Fork => "cannot fork",
             Op::Watch => "cannot watch",
             Op::Exec => "cannot execute",
             Op::Signals => "cannot set up signals",

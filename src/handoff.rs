@@ -21,7 +21,9 @@ const HANDOFF: &str = "REFORK_HANDOFF";
 
 /// What was adopted by hand, for the `Master` that may be built later: numbers and identities, not owners. A listener that
 /// its owner has dropped since is simply not found again.
-static BY_HAND: Mutex<Option<(Vec<(RawFd, Identity)>, Option<Token>)>> = Mutex::new(None);
+static BY_HAND: Mutex<Option<ByHand>> = Mutex::new(None);
+
+type ByHand = (Vec<(RawFd, Identity)>, Option<Token>);
 
 /// Device and inode.
 type Identity = (u64, u64);

@@ -37,6 +37,7 @@ pub(crate) enum How {
 /// What asked for a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Trigger {
+    #[allow(dead_code)]
     Change,
     Hup,
     Usr2,

@@ -23,6 +23,8 @@ use std::time::Duration;
 /// A socket that the caller makes.
 type Make = Box<dyn FnOnce() -> io::Result<OwnedFd>>;
 
+type Filter = Box<dyn Fn(&Path) -> bool + Send>;
+
 /// What was asked to be listened on.
 enum Ask {
     Addr { name: String, addr: String },
@@ -35,7 +37,7 @@ struct Watch {
     executable: bool,
     include: Vec<String>,
     exclude: Vec<String>,
-    filter: Option<Box<dyn Fn(&Path) -> bool + Send>>,
+    filter: Option<Filter>,
     debounce: (Duration, Duration),
     backend: Backend,
 }

@@ -27,6 +27,10 @@ fn with_source() -> Dir {
     dir
 }
 
+fn words(command: &[String]) -> Vec<&str> {
+    command.iter().map(String::as_str).collect()
+}
+
 #[test]
 fn a_python_server_that_is_edited_answers_anew_and_loses_no_answer() {
     if !Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success()) {
@@ -53,7 +57,7 @@ fn a_python_server_that_is_edited_answers_anew_and_loses_no_answer() {
 fn twenty_saves_in_a_burst_are_one_reload_and_the_last_serves() {
     let dir = with_source();
     let command = plain(&dir.save("src/text.py", "v1"));
-    let (mut proc, addr) = server(&dir, &["--debounce=1000"], &command.each_ref().map(String::as_str));
+    let (mut proc, addr) = server(&dir, &["--debounce=1000"], &words(&command));
     for i in 2..=21 {
         dir.save("src/text.py", &format!("v{i}"));
     }

@@ -122,7 +122,7 @@ impl Service<'_> {
         loop {
             while let Some(event) = self.events.pop_front() {
                 self.plan.step(sys::now(), event, &mut actions);
-                self.flags.reload.store(self.plan.next_reload(), SeqCst);
+                self.flags.reload.store(self.plan.next_reload() as usize, SeqCst);
                 // Answers come before whatever else waits, in the order of the actions.
                 let mut answers = Vec::new();
                 for action in actions.drain(..) {

@@ -3,9 +3,10 @@
 use super::{Job, Master};
 use crate::error::Result;
 use crate::log::{self, Note};
+use crate::plan::token::Watched;
 use crate::sys::signal;
 use crate::watch::{FileChangeWatcher, Trouble};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
 
 /// What the watcher's thread leaves for the loop, beside a byte in the self-pipe.
@@ -15,7 +16,7 @@ pub(super) struct Flags {
     pub(super) own: AtomicBool,
     pub(super) lost: AtomicBool,
     /// The number that the next change's line carries.
-    pub(super) reload: Arc<AtomicU64>,
+    pub(super) reload: Arc<AtomicUsize>,
 }
 
 pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) -> Option<FileChangeWatcher> {
@@ -57,7 +58,7 @@ pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) ->
 
 /// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more.
 pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool) -> Result<()> {
-    match watcher.as_mut().map(|watcher| watcher.arm(None)) {
+    match watcher.as_mut().map(|watcher| watcher.arm(Watched::Nothing)) {
         Some(Err(e)) if !first => {
             log::say(&Note::WatchLost { why: e.to_string() });
             *watcher = None;

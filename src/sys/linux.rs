@@ -23,8 +23,7 @@ pub(super) fn socket(family: libc::c_int, kind: libc::c_int) -> io::Result<Owned
 
 /// ppoll(2): poll with a timeout in nanoseconds.
 pub(super) fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
-    let ts = timeout
-        .map(|t| libc::timespec { tv_sec: t.as_secs().min(1 << 30) as libc::time_t, tv_nsec: t.subsec_nanos() as _ });
+    let ts = timeout.map(|t| libc::timespec { tv_sec: t.as_secs().min(1 << 30) as _, tv_nsec: t.subsec_nanos() as _ });
     let pointer = ts.as_ref().map_or(std::ptr::null(), |ts| ts as *const libc::timespec);
     // SAFETY: `fds` is a live slice; `pointer` is null or points to `ts`; a null mask leaves the mask alone.
     cvt(unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, pointer, std::ptr::null()) }).map(drop)

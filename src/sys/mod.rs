@@ -37,6 +37,7 @@ pub(crate) fn now() -> Duration {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stat {
     pub(crate) mode: u32,
+    #[cfg(all(target_os = "linux", not(refork_portable)))]
     pub(crate) links: u64,
     pub(crate) dev: u64,
     pub(crate) ino: u64,
@@ -46,12 +47,14 @@ pub(crate) struct Stat {
 }
 
 impl Stat {
+    // The same numbers everywhere, in types that differ: inode(7).
     pub(crate) fn is_dir(&self) -> bool {
-        self.mode & libc::S_IFMT as u32 == libc::S_IFDIR as u32
+        self.mode & 0o170_000 == 0o040_000
     }
 
+    #[cfg(all(target_os = "linux", not(refork_portable)))]
     pub(crate) fn is_link(&self) -> bool {
-        self.mode & libc::S_IFMT as u32 == libc::S_IFLNK as u32
+        self.mode & 0o170_000 == 0o120_000
     }
 }
 

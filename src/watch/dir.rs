@@ -1,12 +1,25 @@
 //! Directories and files as the watcher sees them: listed and stated, with as few calls as the system allows.
 
-use super::records::Kind;
 use crate::plan::snapshot::{digest, State};
 use crate::sys::Stat;
-use std::ffi::{CString, OsStr};
+#[cfg(all(target_os = "linux", not(refork_portable)))]
+use std::ffi::CString;
+use std::ffi::OsStr;
+#[cfg(all(target_os = "linux", not(refork_portable)))]
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+/// What a directory entry says of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Dir,
+    Link,
+    /// A regular file, a socket, a pipe, a device.
+    Other,
+    /// The file system does not say.
+    Unknown,
+}
 
 /// Appends `/name`; an empty path stays relative.
 pub(crate) fn join(path: &mut Vec<u8>, name: &[u8]) {
@@ -16,6 +29,7 @@ pub(crate) fn join(path: &mut Vec<u8>, name: &[u8]) {
     path.extend_from_slice(name);
 }
 
+#[cfg(all(target_os = "linux", not(refork_portable)))]
 pub(crate) fn c_path(path: &[u8]) -> io::Result<CString> {
     CString::new(path).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a NUL byte in a path"))
 }
@@ -27,6 +41,7 @@ pub(crate) fn state(stat: &Stat) -> State {
 }
 
 /// The kind of an entry, asked from the disk where the listing did not say.
+#[cfg(all(target_os = "linux", not(refork_portable)))]
 pub(crate) fn kind(path: &[u8], listed: Kind) -> Kind {
     if listed != Kind::Unknown {
         return listed;
@@ -49,8 +64,8 @@ pub(crate) use os::{stat, Dir};
 
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 mod os {
-    use super::super::records::{Entries, Kind};
-    use super::{c_path, shown};
+    use super::super::records::Entries;
+    use super::{c_path, shown, Kind};
     use crate::sys::{self, Stat};
     use std::ffi::CStr;
     use std::io;
@@ -144,7 +159,7 @@ mod os {
 
 #[cfg(not(all(target_os = "linux", not(refork_portable))))]
 mod os {
-    use super::super::records::Kind;
+    use super::Kind;
     use crate::sys::Stat;
     use std::ffi::OsStr;
     use std::fs;
@@ -161,7 +176,6 @@ mod os {
         let meta = if follow { fs::metadata(path)? } else { fs::symlink_metadata(path)? };
         Ok(Stat {
             mode: meta.mode(),
-            links: meta.nlink(),
             dev: meta.dev(),
             ino: meta.ino(),
             size: meta.size(),

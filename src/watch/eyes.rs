@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 #[cfg(all(target_os = "linux", not(refork_portable)))]
@@ -23,13 +24,19 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Wanted {
     pub(super) backend: Backend,
     pub(super) follow: bool,
-    pub(super) carried: Option<OwnedFd>,
+    /// An earlier image's inotify descriptor, with what is queued in it.
+    #[cfg_attr(not(all(target_os = "linux", not(refork_portable))), allow(dead_code))]
+    pub(super) queue: Option<OwnedFd>,
+    /// What an earlier image had seen by polling.
+    pub(super) digest: Option<u64>,
 }
 
 pub(super) struct Eyes {
     #[cfg(all(target_os = "linux", not(refork_portable)))]
     inotify: Option<Inotify>,
     poll: poll::Poll,
+    /// Changed while nobody looked: reported at once.
+    unseen: Vec<Vec<u8>>,
 }
 
 impl Eyes {
@@ -60,15 +67,22 @@ impl Eyes {
             #[cfg(all(target_os = "linux", not(refork_portable)))]
             inotify: None,
             poll: poll::Poll::new(interval.unwrap_or(INTERVAL), wanted.follow),
+            unseen: Vec::new(),
         };
+        let before = wanted.digest;
         let mut trouble = Vec::new();
         let opened = match interval {
-            Some(_) => eyes.poll_all(roots, shared),
-            None => eyes.open_inotify(roots, wanted, shared, &mut trouble),
+            Some(_) => eyes.poll_all(roots.clone(), shared),
+            None => eyes.open_inotify(roots.clone(), wanted, shared, &mut trouble),
         };
         opened.map_err(|(path, e)| Error::new(Op::Watch, dir::shown(&path), e))?;
         trouble.append(&mut eyes.poll.trouble);
         trouble.iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
+        let digest = eyes.publish(shared);
+        if before.is_some() && before != digest {
+            // Which file it was nobody knows.
+            eyes.unseen = roots;
+        }
         Ok(eyes)
     }
 
@@ -102,7 +116,7 @@ impl Eyes {
         shared: &Shared,
         trouble: &mut Vec<String>,
     ) -> std::result::Result<(), (Vec<u8>, io::Error)> {
-        let mut inotify = match Inotify::open(roots.clone(), wanted.follow, wanted.carried) {
+        let mut inotify = match Inotify::open(roots.clone(), wanted.follow, wanted.queue) {
             Ok(inotify) => inotify,
             Err(e) if wanted.backend == Backend::Auto => {
                 trouble.push(dir::exhausted(b"", &e));
@@ -159,11 +173,27 @@ impl Eyes {
         Ok(())
     }
 
+    /// What has changed between an earlier image and this one.
+    pub(super) fn unseen(&mut self, batch: &mut Batch) {
+        self.unseen.drain(..).for_each(|path| batch.report(&path));
+    }
+
+    /// Leaves what polling has seen for the next image.
+    fn publish(&self, shared: &Shared) -> Option<u64> {
+        let digest = self.poll.due().map(|_| self.poll.digest());
+        *shared.digest.lock().unwrap_or_else(PoisonError::into_inner) = digest;
+        digest
+    }
+
     pub(super) fn sweep(&mut self, shared: &Shared, batch: &mut Batch, gate: &mut Option<Gate>) {
+        let before = batch.count;
         let filter = shared.filter();
         self.poll.sweep(&mut poll::Context { filter: &filter, batch, gate, report: true });
         drop(filter);
         std::mem::take(&mut self.poll.trouble).iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
+        if batch.count > before {
+            self.publish(shared);
+        }
     }
 
     /// What inotify cannot watch is polled.

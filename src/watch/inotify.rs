@@ -22,7 +22,7 @@ use crate::sys::{self, inotify, process::Gate};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, SystemTime};
 
 /// What happens to a file. Opening and reading it is nobody's business.
@@ -47,6 +47,12 @@ pub(crate) struct Context<'a> {
     pub(crate) filter: &'a Filter,
     pub(crate) batch: &'a mut Batch,
     pub(crate) gate: &'a mut Option<Gate>,
+}
+
+/// A number in a token is a stranger's until the kernel confirms it. Without /proc it is believed.
+fn is_inotify(fd: &OwnedFd) -> bool {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    link.map_or(true, |link| link.as_os_str() == "anon_inode:inotify")
 }
 
 /// What inotify cannot watch, for polling instead.
@@ -85,7 +91,7 @@ pub(crate) struct Inotify {
 impl Inotify {
     /// `carried`: the descriptor of an earlier image, whose queue may hold what changed meanwhile.
     pub(crate) fn open(roots: Vec<Vec<u8>>, follow: bool, carried: Option<OwnedFd>) -> io::Result<Inotify> {
-        let fd = carried.map_or_else(inotify::init, Ok)?;
+        let fd = carried.filter(is_inotify).map_or_else(inotify::init, Ok)?;
         Ok(Inotify {
             file: File::from(fd),
             roots,

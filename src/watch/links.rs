@@ -197,7 +197,7 @@ impl Inotify {
                 break;
             }
             let old = self.take_aims(id);
-            let file = !dir::stat(path, true).is_ok_and(|stat| stat.is_dir());
+            let file = dir::stat(path, true).is_ok_and(|stat| !stat.is_dir());
             let mut aims = Vec::new();
             for (i, (dir, name)) in hops.iter().enumerate() {
                 let file = file && i + 1 == hops.len();

@@ -25,7 +25,10 @@ mod inotify;
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 mod links;
 mod poll;
+#[cfg(all(target_os = "linux", not(refork_portable)))]
 mod records;
+#[cfg(test)]
+mod tests;
 mod thread;
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 mod tree;
@@ -34,13 +37,15 @@ mod walk;
 
 use crate::error::{Error, Op, Result};
 use crate::log;
+use crate::plan::token::Watched;
+use crate::sys::{self, process::Gate};
 use eyes::Eyes;
 use filter::{Filter, Glob};
 use std::fmt;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use thread::{Running, Shared};
@@ -101,6 +106,8 @@ pub struct FileChangeWatcher {
     shared: Arc<Shared>,
     armed: Option<(Eyes, UnixStream, UnixStream)>,
     running: Option<Running>,
+    /// The inotify descriptor.
+    queue: Option<RawFd>,
     private: Vec<RawFd>,
 }
 
@@ -130,6 +137,7 @@ impl FileChangeWatcher {
             shared: Arc::new(Shared::new(Box::new(on_change))),
             armed: None,
             running: None,
+            queue: None,
             private: Vec::new(),
         }
     }
@@ -186,7 +194,7 @@ impl FileChangeWatcher {
     }
 
     /// The number that the next change's line carries.
-    pub(crate) fn reload_number(self, number: Arc<AtomicU64>) -> FileChangeWatcher {
+    pub(crate) fn reload_number(self, number: Arc<AtomicUsize>) -> FileChangeWatcher {
         *self.shared.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(number);
         self
     }
@@ -206,20 +214,26 @@ impl FileChangeWatcher {
             }
             self.stop();
         }
-        self.arm(None)?;
+        self.arm(Watched::Nothing)?;
         self.spawn()
     }
 
-    /// Places every watch. `carried` is the inotify descriptor of an earlier image, with what is queued in it.
-    pub(crate) fn arm(&mut self, carried: Option<OwnedFd>) -> Result<()> {
+    /// Places every watch. `carried` is what the watcher of an earlier image knew: what has changed since is reported.
+    pub(crate) fn arm(&mut self, carried: Watched) -> Result<()> {
         let fail = |e| Error::new(Op::Watch, "", e);
         let (theirs, ours) = UnixStream::pair().map_err(fail)?;
         theirs.set_nonblocking(true).map_err(fail)?;
         ours.set_nonblocking(true).map_err(fail)?;
-        let backend = eyes::Wanted { backend: self.backend, follow: self.follow, carried };
+        let (queue, digest) = match carried {
+            Watched::Queue(fd) => (sys::fd::adopt_own(fd).ok(), None),
+            Watched::Digest(digest) => (None, Some(digest)),
+            Watched::Nothing => (None, None),
+        };
+        let backend = eyes::Wanted { backend: self.backend, follow: self.follow, queue, digest };
         let eyes = Eyes::open(&self.paths, backend, &self.shared)?;
         self.private = vec![theirs.as_raw_fd(), ours.as_raw_fd()];
-        self.private.extend(eyes.fd().map(|fd| fd.as_raw_fd()));
+        self.queue = eyes.fd().map(|fd| fd.as_raw_fd());
+        self.private.extend(self.queue);
         log::say(&log::Note::Watching { roots: self.paths.clone(), backend: eyes.describe() });
         self.armed = Some((eyes, theirs, ours));
         Ok(())
@@ -233,10 +247,21 @@ impl FileChangeWatcher {
         Ok(())
     }
 
+    /// What an image that replaces this one needs to lose no change: the inotify descriptor, which must be left open across
+    /// the exec, or what polling has seen. Under the gate, so that the thread is in the middle of nothing.
+    #[allow(dead_code)]
+    pub(crate) fn carry(&self, _gate: &Gate) -> Watched {
+        match (self.queue, *self.shared.digest.lock().unwrap_or_else(PoisonError::into_inner)) {
+            (Some(fd), _) => Watched::Queue(fd),
+            (None, Some(digest)) => Watched::Digest(digest),
+            (None, None) => Watched::Nothing,
+        }
+    }
+
     /// Changes the quiet time of a running watcher.
     #[allow(dead_code)]
     pub(crate) fn set_quiet(&self, quiet: Duration) {
-        self.shared.quiet.store(quiet.as_millis() as u64, SeqCst);
+        self.shared.quiet.store(u32::try_from(quiet.as_millis()).unwrap_or(u32::MAX), SeqCst);
     }
 
     /// Stops watching, and waits until the thread has ended: `on_change` is not called afterwards. Called from `on_change`
@@ -245,6 +270,7 @@ impl FileChangeWatcher {
         self.armed = None;
         if self.running.as_ref().is_some_and(Running::stop) {
             self.running = None;
+            self.queue = None;
             self.private.clear();
         }
     }

@@ -4,9 +4,8 @@
 //! no care here: a stat follows them. The interval stretches so that sweeps take at most 5 % of the time.
 
 use super::batch::Batch;
-use super::dir::{self, Dir};
+use super::dir::{self, Dir, Kind};
 use super::filter::Filter;
-use super::records::Kind;
 use crate::plan::snapshot::{difference, digest, Name, State};
 use crate::plan::Moment;
 use crate::sys::{self, process::Gate, Stat};
@@ -98,6 +97,7 @@ impl Poll {
         Ok(())
     }
 
+    #[cfg(all(target_os = "linux", not(refork_portable)))]
     pub(crate) fn is_empty(&self) -> bool {
         self.roots.is_empty()
     }

@@ -2,6 +2,8 @@
 //!
 //! Both parsers are total: a truncated or random buffer ends the iteration, it never panics and never loops.
 
+use super::dir::Kind;
+
 /// One inotify event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Event<'a> {
@@ -24,17 +26,6 @@ impl<'a> Iterator for Events<'a> {
         self.0 = &self.0[16 + len..];
         Some(Event { wd, mask, name: until_nul(name) })
     }
-}
-
-/// What a directory entry says of its kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Dir,
-    Link,
-    /// A regular file, a socket, a pipe, a device.
-    Other,
-    /// The file system does not say.
-    Unknown,
 }
 
 /// `struct linux_dirent64`: inode, offset, length of the record, kind, name with NUL. `.` and `..` are left out.

@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -28,9 +28,11 @@ pub(super) struct Shared {
     pub(super) filter: Mutex<Filter>,
     on_change: Mutex<OnChange>,
     pub(super) on_trouble: Mutex<Option<OnTrouble>>,
-    pub(super) reload: Mutex<Option<Arc<AtomicU64>>>,
+    pub(super) reload: Mutex<Option<Arc<AtomicUsize>>>,
+    /// What polling has seen, as one number.
+    pub(super) digest: Mutex<Option<u64>>,
     /// A new quiet time in milliseconds, or 0.
-    pub(super) quiet: AtomicU64,
+    pub(super) quiet: AtomicU32,
 }
 
 impl Shared {
@@ -40,7 +42,8 @@ impl Shared {
             on_change: Mutex::new(on_change),
             on_trouble: Mutex::default(),
             reload: Mutex::default(),
-            quiet: AtomicU64::new(0),
+            digest: Mutex::default(),
+            quiet: AtomicU32::new(0),
         }
     }
 
@@ -67,7 +70,7 @@ impl Shared {
             self.tell(Trouble::Rescan);
         }
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
-        let reload = reload.as_ref().map(|number| number.load(SeqCst));
+        let reload = reload.as_ref().map(|number| number.load(SeqCst) as u64);
         let (some, more) = (paths.len().min(3), paths.len().saturating_sub(3));
         log::say(&Note::Change { reload, paths: paths[..some].to_vec(), more });
         let mut on_change = self.on_change.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,10 +174,14 @@ impl Body {
     }
 
     fn watch(&mut self, gate: &mut Option<Gate>) -> std::io::Result<()> {
+        self.eyes.unseen(&mut self.batch);
+        if self.batch.count > 0 {
+            self.debounce.change(sys::now());
+        }
         while !self.stop.load(SeqCst) {
             let quiet = self.shared.quiet.swap(0, SeqCst);
             if quiet > 0 {
-                self.debounce.set_quiet(Duration::from_millis(quiet));
+                self.debounce.set_quiet(Duration::from_millis(quiet.into()));
             }
             let now = sys::now();
             let deadline = self.debounce.deadline().into_iter().chain(self.eyes.due()).min();

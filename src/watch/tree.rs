@@ -101,10 +101,10 @@ impl Tree {
 
     /// Appends the node's path as the user would write it; returns how long the root's part of it is.
     pub(crate) fn path(&self, id: u32, path: &mut Vec<u8>) -> usize {
-        let Some(node) = self.node(id) else { return path.len() };
+        let Some(node) = self.node(id) else { return 0 };
         if node.parent == NONE {
             path.extend_from_slice(&node.name);
-            return path.len();
+            return node.name.len();
         }
         let inner = self.path(node.parent, path);
         if path.last() != Some(&b'/') {
@@ -163,16 +163,6 @@ impl Tree {
         }
         let node = &mut self.nodes[id as usize];
         (node.wd, node.alias) = (DEAD, NONE);
-    }
-
-    /// Gives a node without a watch another.
-    pub(crate) fn attach(&mut self, id: u32, wd: i32) {
-        self.detach(id);
-        let alias = self.first(wd);
-        if let Some(node) = self.nodes.get_mut(id as usize) {
-            (node.wd, node.alias) = (wd, alias);
-            self.by_wd.insert(wd, id);
-        }
     }
 
     /// The node and all below it go at the next sweep. Returns its watch if nobody else has it.
@@ -251,6 +241,8 @@ mod tests {
         let a = tree.add(root, b"a", 2, NONE);
         let b = tree.add(a, b"b", 3, NONE);
         assert_eq!(path(&tree, b), "src/a/b");
+        let mut after = b"before".to_vec();
+        assert_eq!((tree.path(b, &mut after), after), (3, b"beforesrc/a/b".to_vec()));
         tree.place_at(a, root, b"z");
         assert_eq!(path(&tree, b), "src/z/b");
         tree.place_at(root, b, b"x");
@@ -277,7 +269,5 @@ mod tests {
         tree.sweep(|_| panic!("already told"));
         let again = tree.add(root, b"n", 9, NONE);
         assert!([a, link, under].contains(&again), "places are used again");
-        tree.attach(again, 10);
-        assert_eq!((tree.of(9), tree.of(10)), (vec![], vec![again]));
     }
 }

@@ -1,8 +1,7 @@
 //! Arm, list, report: the one routine for the start, a new directory, one that was moved, and a tree that is read again.
 
-use super::dir::{self, Dir};
+use super::dir::{self, Dir, Kind};
 use super::inotify::{Context, Inotify, Rest};
-use super::records::Kind;
 use super::tree::NONE;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -40,12 +39,13 @@ impl Inotify {
         if cx.filter.prunes(&path, inner) {
             return;
         }
-        if let Some(child) = self.arm_child(node, name, &path, inner, Report::All, cx) {
+        // One that is not new was found by a walk before its event was read.
+        if let Some((child, true)) = self.arm_child(node, name, &path, inner, Report::All, cx) {
             self.walk(child, Report::All, cx);
         }
     }
 
-    /// The node of a subdirectory that has just got its watch; `None` if it had it, or cannot have one.
+    /// The node of a subdirectory that has a watch now, and whether it is new in this place.
     fn arm_child(
         &mut self,
         node: u32,
@@ -54,7 +54,7 @@ impl Inotify {
         inner: usize,
         report: Report,
         cx: &mut Context<'_>,
-    ) -> Option<u32> {
+    ) -> Option<(u32, bool)> {
         let wd = match self.watch_tree(path, false) {
             Ok(wd) => wd,
             Err(e) => {
@@ -72,7 +72,10 @@ impl Inotify {
             }
         };
         if self.tree.knows(wd) {
-            if self.tree.find(wd, node, name).is_some() || self.tree.is_loop(node, wd) {
+            if let Some(known) = self.tree.find(wd, node, name) {
+                return Some((known, false));
+            }
+            if self.tree.is_loop(node, wd) {
                 return None;
             }
             // Moved here, if it is no longer where it was.
@@ -81,12 +84,12 @@ impl Inotify {
                 self.tree.path(id, &mut old);
                 if self.watch_tree(&old, false).ok() != Some(wd) {
                     self.tree.place_at(id, node, name);
-                    return Some(id);
+                    return Some((id, true));
                 }
             }
         }
         Self::step_aside(cx);
-        Some(self.tree.add(node, name, wd, NONE))
+        Some((self.tree.add(node, name, wd, NONE), true))
     }
 
     /// Watches everything below `start`, which has its watch already.
@@ -111,7 +114,9 @@ impl Inotify {
                     match dir::kind(&path, kind) {
                         Kind::Dir => {
                             if !cx.filter.prunes(&path, inner) {
-                                todo.extend(self.arm_child(node, name, &path, inner, report, cx));
+                                todo.extend(
+                                    self.arm_child(node, name, &path, inner, report, cx).map(|(child, _)| child),
+                                );
                             }
                         }
                         Kind::Link if self.follow => self.maybe.push((node, name.into(), report)),

@@ -279,6 +279,7 @@ impl Load {
         let thread = std::thread::spawn(move || {
             while !flag.load(SeqCst) {
                 let _ = send.send(get(&addr, "/"));
+                #[allow(clippy::disallowed_methods)] // the load's rhythm: nothing is waited for
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
@@ -287,18 +288,25 @@ impl Load {
 
     /// The next answers, until one contains `needle`. Every one must be complete.
     pub fn until(&self, needle: &str) -> String {
-        loop {
+        let deadline = Instant::now() + CEILING;
+        while Instant::now() < deadline {
             let answer = self.answers.recv_timeout(CEILING).expect("an answer").expect("a complete answer");
             if answer.contains(needle) {
                 return answer;
             }
         }
+        panic!("no answer with {needle:?}")
     }
 
     /// Ends it: how many answers there were since. Every one must have been complete.
     pub fn stop(mut self) -> usize {
         self.stop.store(true, SeqCst);
         self.thread.take().unwrap().join().unwrap();
-        self.answers.try_iter().map(|answer| answer.expect("a complete answer")).count()
+        let mut count = 0;
+        for answer in self.answers.try_iter() {
+            answer.expect("a complete answer");
+            count += 1;
+        }
+        count
     }
 }

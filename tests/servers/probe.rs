@@ -7,7 +7,7 @@
 //! `probe plain TEXTFILE` is a program for `refork run` that knows nothing of refork: it serves the socket that is its
 //! standard input (`0<&3`) and drains on nothing.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::disallowed_methods)] // a server may sleep, its test may not
 
 use refork::{Backend, Master, Worker};
 use std::fmt::Write as _;
