@@ -157,7 +157,9 @@ fn sigterm_during_the_drain_of_a_reload_ends_the_service() {
     proc.signal("TERM");
     assert_eq!(proc.end().code(), Some(0), "{}", proc.log());
     assert_eq!(proc.count("exec "), 0);
-    assert_eq!(proc.count("SIGKILL to 1 worker"), 1, "{}", proc.log());
+    // The idle worker may have been reaped by then, or not.
+    assert_eq!(proc.count("stopping at once: SIGKILL to "), 1, "{}", proc.log());
+    assert_eq!(proc.count("cannot signal"), 0, "{}", proc.log());
     drop(client);
 }
 

@@ -11,7 +11,7 @@ use crate::listener::{Listener, Want};
 use crate::log::{self, How, Note};
 use crate::plan::supervise::{Action, Config, Event, Signal, Supervise};
 use crate::plan::token::Token;
-use crate::sys::process::{self, News, Pid};
+use crate::sys::process::{self, News};
 use crate::sys::{self, fd::interest, signal};
 use crate::watch::FileChangeWatcher;
 use spawn::{read_channel, Proc};
@@ -314,8 +314,10 @@ impl Service<'_> {
 
 /// Does one thing; the fact that answers it, if there is one.
 fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
+    // One that is reaped already (its end is queued behind this) has no number any more: it may be a stranger's.
+    let live = |pid| service.procs.iter().map(|proc| proc.pid).find(|proc| proc.get() == pid);
     let signal = |pid, signal| {
-        if let Some(Err(e)) = Pid::new(pid).map(|pid| process::kill(pid, signal)) {
+        if let Some(Err(e)) = live(pid).map(|pid| process::kill(pid, signal)) {
             log::warn(format!("cannot signal worker {pid}: {e}"));
         }
     };
@@ -333,7 +335,7 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
         Action::Kill { pid } => {
             signal(pid, libc::SIGKILL);
             // With whatever it has started in its group.
-            let _ = Pid::new(pid).map(|pid| process::kill_group(pid, libc::SIGKILL));
+            let _ = live(pid).map(|pid| process::kill_group(pid, libc::SIGKILL));
             None
         }
         Action::Relay { pid } => {
