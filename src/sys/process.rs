@@ -58,6 +58,7 @@ pub(crate) struct Pid(libc::pid_t);
 
 impl Pid {
     /// From a number of a token; `None` for what must never be signalled.
+    #[allow(dead_code)]
     pub(crate) fn new(pid: i32) -> Option<Pid> {
         (pid > 1).then_some(Pid(pid))
     }
