@@ -8,8 +8,9 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{channel, Receiver};
-use std::time::Duration;
+use std::sync::Arc;
 
 fn main() -> ExitCode {
     let result = match cli::parse(std::env::args_os().skip(1)) {
@@ -84,32 +85,49 @@ fn run(run: cli::Run) -> refork::Result<ExitCode> {
 
 /// What the watcher's thread tells the main one, which prints and runs: `on_change` must not wait.
 enum Seen {
-    Batch(Duration, Vec<PathBuf>),
-    Rescan,
-    Degraded(Duration, String),
-    Lost(Duration, String),
+    Batch,
+    Text(String),
+    Lost,
 }
 
 fn watch(watch: cli::Watch) -> refork::Result<ExitCode> {
     // What is seen is the output; the log's lines about it would only repeat it.
     refork::log_level(Level::Warn);
     let (send, seen) = channel();
-    let tell = send.clone();
-    let mut watcher = FileChangeWatcher::new(watch.paths, move |paths: &[PathBuf]| {
-        let _ = send.send(Seen::Batch(refork::monotonic(), paths.to_vec()));
-    })
-    .debounce(watch.timing.quiet, watch.timing.cap())
-    .backend(backend(&watch.timing))
-    .follow_symlinks(watch.follow)
-    .on_trouble(move |trouble| {
-        let now = refork::monotonic();
-        let _ = tell.send(match trouble {
-            Trouble::Rescan => Seen::Rescan,
-            Trouble::Lost(why) => Seen::Lost(now, why.into()),
-            Trouble::Degraded(why) => Seen::Degraded(now, why.into()),
-            other => Seen::Degraded(now, format!("{other:?}")),
+    let (tell, rescan) = (send.clone(), Arc::new(AtomicBool::new(false)));
+    let lost = rescan.clone();
+    let (json, command) = match watch.output {
+        Output::Json => (true, Vec::new()),
+        Output::Lines => (false, Vec::new()),
+        Output::Command(command) => (false, command),
+    };
+    let prints = command.is_empty();
+    let batch = move |paths: &[PathBuf]| match (prints, json) {
+        (true, true) => {
+            let rescan = rescan.swap(false, Relaxed);
+            Seen::Text(show::json(refork::monotonic().as_nanos(), paths, rescan, None))
+        }
+        (true, false) => Seen::Text(show::lines(paths)),
+        (false, _) => Seen::Batch,
+    };
+    let mut watcher = FileChangeWatcher::new(watch.paths, move |paths: &[PathBuf]| drop(send.send(batch(paths))))
+        .debounce(watch.timing.quiet, watch.timing.cap())
+        .backend(backend(&watch.timing))
+        .follow_symlinks(watch.follow)
+        .on_trouble(move |trouble| {
+            let why = match trouble {
+                Trouble::Rescan => return lost.store(true, Relaxed),
+                Trouble::Lost(why) | Trouble::Degraded(why) => why,
+                _ => return,
+            };
+            if json {
+                let text = show::json(refork::monotonic().as_nanos(), &[], false, Some(why));
+                let _ = tell.send(Seen::Text(text));
+            }
+            if matches!(trouble, Trouble::Lost(_)) {
+                let _ = tell.send(Seen::Lost);
+            }
         });
-    });
     match watch.filter {
         Filter::Source => {}
         Filter::All => watcher = watcher.watch_filter(|_| true),
@@ -121,14 +139,15 @@ fn watch(watch: cli::Watch) -> refork::Result<ExitCode> {
     }
     watcher.start()?;
     let armed = refork::monotonic().as_nanos();
-    let ended = match watch.output {
-        Output::Json => print(&show::json_ready(armed)).and_then(|()| print_batches(&seen, true)),
-        Output::Lines => {
-            let _ = io::stderr().write_all(b"ready\n");
-            print_batches(&seen, false)
-        }
-        Output::Command(command) => {
-            let _ = io::stderr().write_all(b"ready\n");
+    let ready = if json {
+        print(&show::json_ready(armed))
+    } else {
+        let _ = io::stderr().write_all(b"ready\n");
+        Ok(())
+    };
+    let ended = match prints {
+        true => ready.and_then(|()| print_batches(&seen)),
+        false => {
             run_after_batches(&seen, &command);
             Ok(())
         }
@@ -138,22 +157,12 @@ fn watch(watch: cli::Watch) -> refork::Result<ExitCode> {
 }
 
 /// Until the watcher has ended or nobody reads any more.
-fn print_batches(seen: &Receiver<Seen>, json: bool) -> io::Result<()> {
-    let mut rescan = false;
+fn print_batches(seen: &Receiver<Seen>) -> io::Result<()> {
     for seen in seen {
-        let text = match &seen {
-            Seen::Batch(at, paths) if json => show::json(at.as_nanos(), paths, std::mem::take(&mut rescan), None),
-            Seen::Batch(_, paths) => show::lines(paths),
-            Seen::Rescan => {
-                rescan = true;
-                continue;
-            }
-            Seen::Degraded(at, why) | Seen::Lost(at, why) if json => show::json(at.as_nanos(), &[], false, Some(why)),
-            Seen::Degraded(..) | Seen::Lost(..) => String::new(),
-        };
-        print(&text)?;
-        if matches!(seen, Seen::Lost(..)) {
-            break;
+        match seen {
+            Seen::Text(text) => print(&text)?,
+            Seen::Batch => {}
+            Seen::Lost => break,
         }
     }
     Ok(())
@@ -163,14 +172,14 @@ fn print_batches(seen: &Receiver<Seen>, json: bool) -> io::Result<()> {
 fn run_after_batches(seen: &Receiver<Seen>, command: &[OsString]) {
     while let Ok(first) = seen.recv() {
         let waiting: Vec<Seen> = std::iter::once(first).chain(seen.try_iter()).collect();
-        if waiting.iter().any(|seen| matches!(seen, Seen::Batch(..))) {
+        if waiting.iter().any(|seen| matches!(seen, Seen::Batch)) {
             match Command::new(&command[0]).args(&command[1..]).status() {
                 Ok(status) if status.success() => {}
                 Ok(status) => complain(&format!("{} ended with {status}", show::line(command[0].as_encoded_bytes()))),
                 Err(e) => complain(&format!("cannot execute {}: {e}", show::line(command[0].as_encoded_bytes()))),
             }
         }
-        if waiting.iter().any(|seen| matches!(seen, Seen::Lost(..))) {
+        if waiting.iter().any(|seen| matches!(seen, Seen::Lost)) {
             break;
         }
     }

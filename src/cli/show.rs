@@ -23,23 +23,31 @@ fn each(mut bytes: &[u8], mut put: impl FnMut(Result<char, u8>)) {
 /// For a terminal: control characters as Rust writes them (`\n`, `\u{1b}`), bytes that are not UTF-8 as `\xXX`.
 pub(crate) fn line(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
+    add_line(&mut text, bytes);
+    text
+}
+
+fn add_line(text: &mut String, bytes: &[u8]) {
     each(bytes, |c| match c {
         Ok(c) if c.is_control() => text.extend(c.escape_default()),
         Ok(c) => text.push(c),
         Err(byte) => drop(write!(text, "\\x{byte:02x}")),
     });
-    text
 }
 
 /// The paths of a batch in one line.
 pub(crate) fn lines(paths: &[PathBuf]) -> String {
-    let paths: Vec<String> = paths.iter().map(|path| line(path.as_os_str().as_bytes())).collect();
-    paths.join(" ") + "\n"
+    let mut text = String::new();
+    for path in paths {
+        text.push_str(if text.is_empty() { "" } else { " " });
+        add_line(&mut text, path.as_os_str().as_bytes());
+    }
+    text.push('\n');
+    text
 }
 
 /// A JSON string. Bytes that are not UTF-8 become `\udcXX`, as Python's surrogateescape writes and reads them.
-fn string(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() + 2);
+fn string(text: &mut String, bytes: &[u8]) {
     text.push('"');
     each(bytes, |c| match c {
         Ok(c @ ('"' | '\\')) => text.extend(['\\', c]),
@@ -48,7 +56,6 @@ fn string(bytes: &[u8]) -> String {
         Err(byte) => drop(write!(text, "\\udc{byte:02x}")),
     });
     text.push('"');
-    text
 }
 
 /// `{"ready":true,"t_ns":N}`
@@ -58,8 +65,19 @@ pub(crate) fn json_ready(t_ns: u128) -> String {
 
 /// `{"t_ns":N,"paths":["..."]}`, with `"rescan":true` and `"error":"..."` where there is something to tell.
 pub(crate) fn json(t_ns: u128, paths: &[PathBuf], rescan: bool, error: Option<&str>) -> String {
-    let paths: Vec<String> = paths.iter().map(|path| string(path.as_os_str().as_bytes())).collect();
-    let rescan = if rescan { ",\"rescan\":true" } else { "" };
-    let error = error.map_or(String::new(), |error| format!(",\"error\":{}", string(error.as_bytes())));
-    format!("{{\"t_ns\":{t_ns},\"paths\":[{}]{rescan}{error}}}\n", paths.join(","))
+    let mut text = format!("{{\"t_ns\":{t_ns},\"paths\":[");
+    for (i, path) in paths.iter().enumerate() {
+        text.push_str(if i == 0 { "" } else { "," });
+        string(&mut text, path.as_os_str().as_bytes());
+    }
+    text.push(']');
+    if rescan {
+        text.push_str(",\"rescan\":true");
+    }
+    if let Some(error) = error {
+        text.push_str(",\"error\":");
+        string(&mut text, error.as_bytes());
+    }
+    text.push_str("}\n");
+    text
 }

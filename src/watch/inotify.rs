@@ -16,10 +16,10 @@ use super::dir;
 use super::filter::Filter;
 use super::links::{Anchor, Link, Target};
 use super::records::{Event, Events};
-use super::tree::{Tree, NONE};
+use super::tree::{ByWatch, Tree, NONE};
 use super::walk::{Report, Walker};
 use crate::sys::{self, inotify, process::Gate};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -35,6 +35,8 @@ const NAMES: u32 = libc::IN_CREATE
     | libc::IN_MOVE_SELF
     | libc::IN_DELETE_SELF
     | libc::IN_ONLYDIR;
+/// No watch has this number.
+const NOTHING: i32 = -1;
 /// Reads at most this much at once: some 2,000 events.
 const GULP: usize = 64 * 1024;
 /// Gulps before the caller may look at its clock again.
@@ -69,7 +71,7 @@ pub(crate) struct Inotify {
     pub(super) follow: bool,
     pub(super) tree: Tree,
     pub(super) links: Vec<Option<Link>>,
-    pub(super) anchors: HashMap<i32, Vec<Anchor>>,
+    pub(super) anchors: ByWatch<Vec<Anchor>>,
     pub(super) walker: Walker,
     /// Subdirectories that may not be read: named once, tried again when their mode changes.
     pub(super) unreadable: Vec<(u32, Box<[u8]>)>,
@@ -77,8 +79,8 @@ pub(crate) struct Inotify {
     verify: Vec<(u32, bool)>,
     /// Names that may be symbolic links.
     pub(super) maybe: Vec<(u32, Box<[u8]>, Report)>,
-    /// A name that was created and not written to yet: a file, unless nothing follows.
-    created: Option<(i32, Vec<u8>)>,
+    /// The watch and the name of what was created last and not written to yet: a file, unless nothing follows.
+    created: (i32, Vec<u8>),
     overflow: bool,
     /// When the queue was last known to be empty.
     quiet: SystemTime,
@@ -98,12 +100,12 @@ impl Inotify {
             follow,
             tree: Tree::default(),
             links: Vec::new(),
-            anchors: HashMap::new(),
+            anchors: ByWatch::default(),
             walker: Walker::new(),
             unreadable: Vec::new(),
             verify: Vec::new(),
             maybe: Vec::new(),
-            created: None,
+            created: (NOTHING, Vec::new()),
             overflow: false,
             quiet: SystemTime::now(),
             rest: Vec::new(),
@@ -242,27 +244,29 @@ impl Inotify {
         if !self.follow {
             return;
         }
-        if let Some((last, created)) = &mut self.created {
-            let same = *last == wd && **created == *name;
+        if self.created.0 != NOTHING {
+            let same = self.created.0 == wd && *self.created.1 == *name;
             if !same || mask & (FILES | libc::IN_ISDIR) == 0 {
-                let (wd, created) = (*last, std::mem::take(created));
-                self.flush_created(wd, &created);
+                self.flush_created();
             } else if mask & (libc::IN_MODIFY | libc::IN_CLOSE_WRITE) == 0 {
                 return;
             }
-            self.created = None;
+            self.created.0 = NOTHING;
         }
         if mask & (libc::IN_CREATE | libc::IN_MOVED_TO) != 0 && mask & libc::IN_ISDIR == 0 {
-            self.created = Some((wd, name.to_vec()));
+            self.created.0 = wd;
+            self.created.1.clear();
+            self.created.1.extend_from_slice(name);
         }
     }
 
-    fn flush_created(&mut self, wd: i32, name: &[u8]) {
-        let mut node = self.tree.first(wd);
+    fn flush_created(&mut self) {
+        let mut node = self.tree.first(self.created.0);
         while node != NONE {
-            self.maybe.push((node, name.into(), Report::All));
+            self.maybe.push((node, self.created.1.as_slice().into(), Report::All));
             node = self.tree.next(node);
         }
+        self.created.0 = NOTHING;
     }
 
     /// An event that names a subdirectory.
@@ -282,9 +286,7 @@ impl Inotify {
     /// Everything that had to wait until the queue was read.
     fn settle(&mut self, cx: &mut Context<'_>) {
         loop {
-            if let Some((wd, name)) = self.created.take() {
-                self.flush_created(wd, &name);
-            }
+            self.flush_created();
             let verify = std::mem::take(&mut self.verify);
             let maybe = std::mem::take(&mut self.maybe);
             let dirty: Vec<u32> = (0..self.links.len() as u32).filter(|id| self.is_dirty(*id)).collect();
@@ -356,7 +358,7 @@ impl Inotify {
         let since = self.quiet.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH);
         let before: HashSet<i32> = self.tree.watches().chain(self.anchors.keys().copied()).collect();
         let links = std::mem::take(&mut self.links);
-        (self.tree, self.anchors) = (Tree::default(), HashMap::new());
+        (self.tree, self.anchors) = (Tree::default(), ByWatch::default());
         self.unreadable.clear();
         self.verify.clear();
         cx.batch.rescan = true;

@@ -5,11 +5,32 @@
 //! mounts) has several nodes with the same watch: aliases.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// No node.
 pub(crate) const NONE: u32 = u32::MAX;
 /// No watch: the node's directory is gone, or not this one any more.
 const DEAD: i32 = -1;
+
+/// By watch descriptor. The kernel counts them up: no stranger chooses them, so that a plain multiplication mixes enough.
+pub(crate) type ByWatch<T> = HashMap<i32, T, BuildHasherDefault<Mix>>;
+
+#[derive(Default)]
+pub(crate) struct Mix(u64);
+
+impl Hasher for Mix {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_i32((*byte).into()));
+    }
+
+    fn write_i32(&mut self, wd: i32) {
+        self.0 = (self.0 ^ wd as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 struct Node {
     wd: i32,
@@ -27,7 +48,7 @@ pub(crate) struct Tree {
     nodes: Vec<Node>,
     free: Vec<u32>,
     /// The first node of each watch.
-    by_wd: HashMap<i32, u32>,
+    by_wd: ByWatch<u32>,
     /// Something was killed since the last sweep.
     died: bool,
 }
