@@ -68,7 +68,7 @@ pub(crate) fn shown(path: &[u8]) -> String {
 }
 
 #[cfg(all(target_os = "linux", not(refork_portable)))]
-pub(crate) use os::{exhausted, link_counts, silent};
+pub(crate) use os::{exhausted, link_counts, silent, silent_mounts};
 pub(crate) use os::{stat, Dir};
 
 #[cfg(all(target_os = "linux", not(refork_portable)))]
@@ -135,6 +135,44 @@ mod os {
     ];
     /// File systems on which a directory's link count is 2 plus its subdirectories: ext2 to ext4, xfs, tmpfs.
     const COUNTED: [u64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
+
+    /// What is mounted of such file systems: mount point and type. Usually nothing, and then it costs nothing to know.
+    pub(crate) fn silent_mounts(mountinfo: &[u8]) -> Vec<(Vec<u8>, String)> {
+        let known = |kind: &str| SILENT.iter().any(|(_, name)| kind == *name || kind.starts_with("fuse"));
+        let also = |kind: &str| kind.starts_with("nfs") || kind == "virtiofs" || kind == "prl_fs";
+        let lines = mountinfo.split(|byte| *byte == b'\n');
+        let mounts = lines.filter_map(|line| {
+            // proc_pid_mountinfo(5): the fifth field is the mount point, the type comes after a lone dash.
+            let mut words = line.split(|byte| *byte == b' ');
+            let point = unescape(words.nth(4)?);
+            let kind = String::from_utf8_lossy(words.skip_while(|word| word != b"-").nth(1)?).into_owned();
+            (known(&kind) || also(&kind)).then_some((point, kind))
+        });
+        mounts.collect()
+    }
+
+    /// Spaces, tabs, newlines and backslashes are written as `\040` and so on.
+    fn unescape(word: &[u8]) -> Vec<u8> {
+        let (mut text, mut rest) = (Vec::new(), word);
+        while let [first, tail @ ..] = rest {
+            let digits = tail.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+            match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+                Some(byte) => (text.push(byte), rest = &tail[3..]).1,
+                None => (text.push(*first), rest = tail).1,
+            }
+        }
+        text
+    }
+
+    #[cfg(test)]
+    #[test]
+    fn mounts_that_do_not_tell() {
+        let text = b"22 1 0:20 / /sys rw - sysfs sysfs rw\n36 35 98:0 /m /mnt/a\\040b rw master:1 - fuse.sshfs h: rw\n\
+                     40 1 0:3 / /n rw shared:2 - nfs4 s:/ rw\nbroken line - \n41 1 0:9 / /x rw - ext4 /dev/x rw\n";
+        let points = silent_mounts(text).into_iter().map(|(point, kind)| (String::from_utf8(point).unwrap(), kind));
+        let wanted = [("/mnt/a b", "fuse.sshfs"), ("/n", "nfs4")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(points.collect::<Vec<_>>(), wanted);
+    }
 
     /// The name of the file system, if it is one that does not tell.
     pub(crate) fn silent(path: &[u8]) -> Option<&'static str> {

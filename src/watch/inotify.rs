@@ -86,6 +86,10 @@ pub(crate) struct Inotify {
     quiet: SystemTime,
     pub(crate) rest: Vec<Rest>,
     pub(crate) trouble: Vec<String>,
+    /// Mount points of file systems that do not tell.
+    pub(super) silent: Vec<(Vec<u8>, String)>,
+    /// It has been said that a limit is reached.
+    pub(super) exhausted: bool,
     /// Why a root cannot be used.
     pub(super) unusable: Option<(Vec<u8>, io::Error)>,
 }
@@ -110,6 +114,8 @@ impl Inotify {
             quiet: SystemTime::now(),
             rest: Vec::new(),
             trouble: Vec::new(),
+            silent: dir::silent_mounts(&std::fs::read("/proc/self/mountinfo").unwrap_or_default()),
+            exhausted: false,
             unusable: None,
         })
     }

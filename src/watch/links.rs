@@ -2,7 +2,7 @@
 
 use super::dir;
 use super::hops::hops;
-use super::inotify::{Context, Inotify, Rest};
+use super::inotify::{Context, Inotify};
 use super::tree::NONE;
 use super::walk::Report;
 use crate::plan::snapshot::State;
@@ -143,9 +143,7 @@ impl Inotify {
         let (parent, name, was) = (*parent, name.clone(), *target);
         let Ok(stat) = dir::stat(path, true) else { return Target::Missing };
         if let Some(system) = dir::silent(path) {
-            self.trouble
-                .push(format!("{} is on {system}, which does not tell of all changes: polled", dir::shown(path)));
-            self.rest.push(Rest { path: path.into(), inner, report: report == Report::All });
+            self.poll_silent(path, inner, report, system);
             return Target::Polled;
         }
         if !stat.is_dir() {

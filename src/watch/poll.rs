@@ -159,7 +159,9 @@ impl Poll {
                 }
             }
         };
-        if changed && cx.report {
+        // A directory that was left to polling is nothing that the user named.
+        let named = root.inner == root.path.len() || !matches!(root.entry, Entry::Dir(_));
+        if changed && named && cx.report {
             cx.batch.report(&root.path);
         }
     }

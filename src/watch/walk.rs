@@ -3,7 +3,9 @@
 use super::dir::{self, Dir, Kind};
 use super::inotify::{Context, Inotify, Rest};
 use super::tree::NONE;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What of the files that a walk finds is reported.
@@ -55,6 +57,10 @@ impl Inotify {
         report: Report,
         cx: &mut Context<'_>,
     ) -> Option<(u32, bool)> {
+        if let Some(system) = self.silent_mount(path) {
+            self.poll_silent(path, inner, report, &system);
+            return None;
+        }
         let wd = match self.watch_tree(path, false) {
             Ok(wd) => wd,
             Err(e) => {
@@ -154,9 +160,23 @@ impl Inotify {
         counted && stat.links == 2
     }
 
+    /// The file system that is mounted here, if it does not tell of changes.
+    fn silent_mount(&self, path: &[u8]) -> Option<String> {
+        // Empty on most machines: nothing is resolved for nothing.
+        self.silent.first()?;
+        let real = std::fs::canonicalize(OsStr::from_bytes(path)).ok()?;
+        let mount = self.silent.iter().find(|(point, _)| *point == real.as_os_str().as_bytes());
+        mount.map(|(_, system)| system.clone())
+    }
+
+    pub(super) fn poll_silent(&mut self, path: &[u8], inner: usize, report: Report, system: &str) {
+        self.trouble.push(format!("{} is on {system}, which does not tell of all changes: polled", dir::shown(path)));
+        self.rest.push(Rest { path: path.into(), inner, report: report == Report::All });
+    }
+
     /// inotify has no more watches, or the process no descriptor: this directory is polled.
     pub(super) fn poll_instead(&mut self, path: &[u8], inner: usize, report: Report, e: &io::Error) {
-        if self.rest.is_empty() {
+        if !std::mem::replace(&mut self.exhausted, true) {
             self.trouble.push(dir::exhausted(path, e));
         }
         self.rest.push(Rest { path: path.into(), inner, report: report == Report::All });
