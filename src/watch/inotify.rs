@@ -12,11 +12,12 @@
 //! Nothing here knows of time, batches are somebody else's: a changed path is written into `Batch` and that is all.
 
 use super::batch::Batch;
+use super::by_watch::ByWatch;
 use super::dir;
 use super::filter::Filter;
 use super::links::{Anchor, Link, Target};
 use super::records::{Event, Events};
-use super::tree::{ByWatch, Tree, NONE};
+use super::tree::{Tree, NONE};
 use super::walk::{Report, Walker};
 use crate::sys::{self, inotify, process::Gate};
 use std::collections::HashSet;

@@ -15,6 +15,8 @@
 //! cannot watch everything.
 
 mod batch;
+#[cfg(all(target_os = "linux", not(refork_portable)))]
+mod by_watch;
 mod dir;
 mod eyes;
 mod filter;

@@ -4,33 +4,13 @@
 //! The kernel gives one watch descriptor per inode. A directory that is reached by several names (symbolic links, bind
 //! mounts) has several nodes with the same watch: aliases.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use super::by_watch::Pages;
+use std::collections::HashSet;
 
 /// No node.
 pub(crate) const NONE: u32 = u32::MAX;
 /// No watch: the node's directory is gone, or not this one any more.
 const DEAD: i32 = -1;
-
-/// By watch descriptor. The kernel counts them up: no stranger chooses them, so that a plain multiplication mixes enough.
-pub(crate) type ByWatch<T> = HashMap<i32, T, BuildHasherDefault<Mix>>;
-
-#[derive(Default)]
-pub(crate) struct Mix(u64);
-
-impl Hasher for Mix {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_i32((*byte).into()));
-    }
-
-    fn write_i32(&mut self, wd: i32) {
-        self.0 = (self.0 ^ wd as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
 
 struct Node {
     wd: i32,
@@ -39,16 +19,23 @@ struct Node {
     alias: u32,
     /// The link that led here; `NONE` for a plain subdirectory.
     link: u32,
-    /// Of a root: the path as the user named it.
-    name: Box<[u8]>,
+    /// Where its name lies in `Tree::names`. Of a root: the path as the user named it.
+    name: (u32, u32),
 }
+
+/// So many bytes of names that nobody has any more are not worth moving the others together.
+const FEW: usize = 4096;
 
 #[derive(Default)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
+    /// All names: an allocation for each would take more memory than the nodes.
+    names: Vec<u8>,
+    /// Bytes in `names` that nobody has any more.
+    waste: usize,
     free: Vec<u32>,
     /// The first node of each watch.
-    by_wd: ByWatch<u32>,
+    by_wd: Pages,
     /// Something was killed since the last sweep.
     died: bool,
 }
@@ -60,8 +47,8 @@ impl Tree {
 
     /// A new node; `link` is the link that led to it, or `NONE`.
     pub(crate) fn add(&mut self, parent: u32, name: &[u8], wd: i32, link: u32) -> u32 {
-        let alias = self.by_wd.get(&wd).copied().unwrap_or(NONE);
-        let node = Node { wd, parent, alias, link, name: name.into() };
+        let alias = self.by_wd.get(wd).unwrap_or(NONE);
+        let node = Node { wd, parent, alias, link, name: self.keep_name(name) };
         let id = match self.free.pop() {
             Some(id) => {
                 self.nodes[id as usize] = node;
@@ -76,6 +63,34 @@ impl Tree {
         id
     }
 
+    fn keep_name(&mut self, name: &[u8]) -> (u32, u32) {
+        let from = self.names.len();
+        self.names.extend_from_slice(name);
+        (from as u32, name.len() as u32)
+    }
+
+    fn name(&self, node: &Node) -> &[u8] {
+        let (from, len) = (node.name.0 as usize, node.name.1 as usize);
+        self.names.get(from..from + len).unwrap_or_default()
+    }
+
+    /// Gives the node another name, and moves all names together when more are waste than not.
+    fn rename(&mut self, id: u32, name: &[u8]) {
+        let name = self.keep_name(name);
+        let node = &mut self.nodes[id as usize];
+        self.waste += node.name.1 as usize;
+        node.name = name;
+        if self.waste > FEW.max(self.names.len() / 2) {
+            let old = std::mem::take(&mut self.names);
+            for node in &mut self.nodes {
+                let (from, len) = (node.name.0 as usize, node.name.1 as usize);
+                node.name.0 = self.names.len() as u32;
+                self.names.extend_from_slice(&old[from..from + len]);
+            }
+            self.waste = 0;
+        }
+    }
+
     pub(crate) fn wd(&self, id: u32) -> i32 {
         self.node(id).map_or(DEAD, |node| node.wd)
     }
@@ -85,12 +100,12 @@ impl Tree {
     }
 
     pub(crate) fn knows(&self, wd: i32) -> bool {
-        self.by_wd.contains_key(&wd)
+        self.by_wd.get(wd).is_some()
     }
 
     /// The first node of a watch, or `NONE`; `next` leads to the others.
     pub(crate) fn first(&self, wd: i32) -> u32 {
-        self.by_wd.get(&wd).copied().unwrap_or(NONE)
+        self.by_wd.get(wd).unwrap_or(NONE)
     }
 
     pub(crate) fn next(&self, id: u32) -> u32 {
@@ -111,27 +126,27 @@ impl Tree {
     /// The plain node with this watch in this place.
     pub(crate) fn find(&self, wd: i32, parent: u32, name: &[u8]) -> Option<u32> {
         self.of(wd).into_iter().find(|id| {
-            self.node(*id).is_some_and(|node| node.link == NONE && node.parent == parent && *node.name == *name)
+            self.node(*id).is_some_and(|node| node.link == NONE && node.parent == parent && self.name(node) == name)
         })
     }
 
     /// Where a node hangs: its parent and its name.
     pub(crate) fn place(&self, id: u32) -> (u32, Box<[u8]>) {
-        self.node(id).map_or((NONE, Box::default()), |node| (node.parent, node.name.clone()))
+        self.node(id).map_or((NONE, Box::default()), |node| (node.parent, self.name(node).into()))
     }
 
     /// Appends the node's path as the user would write it; returns how long the root's part of it is.
     pub(crate) fn path(&self, id: u32, path: &mut Vec<u8>) -> usize {
         let Some(node) = self.node(id) else { return 0 };
         if node.parent == NONE {
-            path.extend_from_slice(&node.name);
-            return node.name.len();
+            path.extend_from_slice(self.name(node));
+            return node.name.1 as usize;
         }
         let inner = self.path(node.parent, path);
         if path.last() != Some(&b'/') {
             path.push(b'/');
         }
-        path.extend_from_slice(&node.name);
+        path.extend_from_slice(self.name(node));
         inner
     }
 
@@ -158,7 +173,7 @@ impl Tree {
         }
         if let Some(node) = self.nodes.get_mut(id as usize) {
             node.parent = parent;
-            node.name = name.into();
+            self.rename(id, name);
         }
     }
 
@@ -179,8 +194,8 @@ impl Tree {
         let before = self.of(wd).into_iter().find(|other| self.next(*other) == id);
         match before {
             Some(before) => self.nodes[before as usize].alias = alias,
-            None if alias == NONE => drop(self.by_wd.remove(&wd)),
-            None => drop(self.by_wd.insert(wd, alias)),
+            None if alias == NONE => self.by_wd.remove(wd),
+            None => self.by_wd.insert(wd, alias),
         }
         let node = &mut self.nodes[id as usize];
         (node.wd, node.alias) = (DEAD, NONE);
@@ -201,43 +216,39 @@ impl Tree {
             return None;
         }
         let mut alive = vec![None; self.nodes.len()];
-        for id in &self.free {
-            alive[*id as usize] = Some(false);
-        }
         for start in 0..self.nodes.len() {
             let (mut way, mut id) = (Vec::new(), start as u32);
             // Up to a root, a dead node, or one that is known already.
             let answer = loop {
                 let Some(node) = self.node(id) else { break true };
-                match alive[id as usize] {
-                    Some(answer) => break answer,
-                    None if node.wd == DEAD => {
-                        way.push(id);
-                        break false;
-                    }
-                    None => way.push(id),
+                if let Some(answer) = alive[id as usize] {
+                    break answer;
+                }
+                way.push(id);
+                if node.wd == DEAD {
+                    break false;
                 }
                 id = node.parent;
             };
             way.into_iter().for_each(|id| alive[id as usize] = Some(answer));
         }
-        let free: std::collections::HashSet<u32> = self.free.iter().copied().collect();
-        for (id, alive) in (0..).zip(&alive) {
-            if *alive == Some(false) && !free.contains(&id) {
-                if let Some(wd) = self.kill(id) {
-                    gone(wd);
-                }
-                self.nodes[id as usize].name = Box::default();
-                self.free.push(id);
+        let mut free = std::mem::take(&mut self.free);
+        let before: HashSet<u32> = free.iter().copied().collect();
+        for (id, _) in (0..).zip(&alive).filter(|(id, alive)| **alive == Some(false) && !before.contains(id)) {
+            if let Some(wd) = self.kill(id) {
+                gone(wd);
             }
+            self.rename(id, b"");
+            free.push(id);
         }
+        self.free = free;
         self.died = false;
         Some(alive.into_iter().map(|alive| alive == Some(true)).collect())
     }
 
     /// Every watch that a node has.
     pub(crate) fn watches(&self) -> impl Iterator<Item = i32> + '_ {
-        self.by_wd.keys().copied()
+        self.by_wd.keys()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -270,6 +281,20 @@ mod tests {
         assert_eq!(path(&tree, b), "src/z/b", "never into itself");
         assert_eq!(tree.find(3, a, b"b"), Some(b));
         assert!(tree.is_loop(b, 1) && !tree.is_loop(a, 3));
+    }
+
+    #[test]
+    fn names_are_moved_together() {
+        let mut tree = Tree::default();
+        let root = tree.add(NONE, b"/r", 1, 0);
+        let nodes: Vec<u32> = (2..400).map(|wd| tree.add(root, format!("n{wd}").as_bytes(), wd, NONE)).collect();
+        for round in 0..50 {
+            for (i, id) in nodes.iter().enumerate() {
+                tree.place_at(*id, root, format!("round-{round}-{i}").as_bytes());
+            }
+        }
+        assert!(tree.names.len() < 20_000, "{}", tree.names.len());
+        assert_eq!((path(&tree, root), path(&tree, nodes[7])), ("/r".into(), "/r/round-49-7".into()));
     }
 
     #[test]
