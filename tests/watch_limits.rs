@@ -1,0 +1,151 @@
+//! Where inotify ends: its limits, file systems that do not tell, directories that may not be read.
+#![cfg(all(target_os = "linux", not(refork_portable)))]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::*;
+use std::process::Command;
+
+/// `refork watch --json` in a shell, so that limits can be set before it starts; its standard output goes where lines are heard.
+fn watch(dir: &Dir, wrapper: &[&str], before: &str, what: &str) -> Proc {
+    let script = format!("{before} cd '{}' && exec {REFORK} watch --json {what} >&2", dir.str(""));
+    let mut command = Command::new(wrapper[0]);
+    command.args(&wrapper[1..]).args(["sh", "-ec", &script]);
+    Proc::spawn(command)
+}
+
+fn can(wrapper: &[&str]) -> bool {
+    let tried = Command::new(wrapper[0]).args(&wrapper[1..]).arg("true").output();
+    let can = tried.is_ok_and(|output| output.status.success());
+    if !can {
+        println!("skipped: {} is not allowed here", wrapper.join(" "));
+    }
+    can
+}
+
+const NAMESPACE: [&str; 2] = ["unshare", "-Ur"];
+
+#[test]
+fn beyond_the_kernels_limit_the_rest_is_polled() {
+    if !can(&NAMESPACE) {
+        return;
+    }
+    let dir = Dir::new();
+    sh(&format!("cd '{}'; mkdir -p t/a/b t/c/d; echo > t/a/b/x.py", dir.str("")), "");
+    let limit = "echo 3 > /proc/sys/user/max_inotify_watches;";
+    let mut proc = watch(&dir, &NAMESPACE, limit, "t");
+    let line = proc.line("the rest is polled");
+    assert!(line.contains("fs.inotify.max_user_watches is "), "{line}");
+    proc.line("\"ready\":true");
+    std::fs::write(dir.path("t/a/b/x.py"), "1").unwrap();
+    proc.line("t/a/b/x.py\"");
+    std::fs::write(dir.path("t/c/d/y.py"), "1").unwrap();
+    proc.line("t/c/d/y.py\"");
+    // Later ones as well, with what is in them; the limit is named once.
+    std::fs::create_dir_all(dir.path("t/n/m")).unwrap();
+    std::fs::write(dir.path("t/n/m/z.py"), "1").unwrap();
+    proc.line("t/n/m/z.py\"");
+    assert_eq!(proc.count("warning: inotify cannot watch"), 1, "{}", proc.log());
+}
+
+#[test]
+fn without_an_instance_everything_is_polled() {
+    if !can(&NAMESPACE) {
+        return;
+    }
+    let dir = Dir::new();
+    std::fs::create_dir_all(dir.path("t")).unwrap();
+    let mut proc = watch(&dir, &NAMESPACE, "echo 0 > /proc/sys/user/max_inotify_instances;", "t");
+    let line = proc.line("inotify cannot be had");
+    assert!(line.contains("fs.inotify.max_user_instances is ") && line.contains("polled"), "{line}");
+    proc.line("\"ready\":true");
+    std::fs::write(dir.path("t/x.py"), "1").unwrap();
+    proc.line("\"paths\":[\"t/x.py\"]");
+}
+
+#[test]
+fn polling_can_be_asked_for_by_a_variable() {
+    let dir = Dir::new();
+    std::fs::create_dir_all(dir.path("t")).unwrap();
+    let mut proc = watch(&dir, &["env", "REFORK_POLL=20"], "", "t");
+    proc.line("\"ready\":true");
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", proc.pid())).unwrap().flatten();
+    let links = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    assert!(links.into_iter().all(|link| !link.to_string_lossy().contains("inotify")));
+    std::fs::write(dir.path("t/x.py"), "1").unwrap();
+    proc.line("\"paths\":[\"t/x.py\"]");
+}
+
+#[test]
+fn what_may_not_be_read_is_named_once_and_seen_when_it_may() {
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    if !can(&nobody) {
+        return;
+    }
+    let dir = Dir::new();
+    for poll in ["", "--poll=20"] {
+        // The command's own file must be reachable for somebody else, too.
+        sh(
+            &format!(
+                "cd '{}'; rm -rf t; mkdir -p t/open t/shut; chmod 755 . t t/open; chmod 700 t/shut; cp {REFORK} refork",
+                dir.str("")
+            ),
+            "",
+        );
+        let script = format!("cd '{}' && exec ./refork watch --json {poll} t >&2", dir.str(""));
+        let mut command = Command::new(nobody[0]);
+        command.args(&nobody[1..]).args(["sh", "-ec", &script]);
+        let mut proc = Proc::spawn(command);
+        let line = proc.line("Permission denied");
+        assert!(line.contains("t/shut") && line.contains("the rest is watched"), "{line}");
+        proc.line("\"ready\":true");
+        std::fs::write(dir.path("t/open/x.py"), "1").unwrap();
+        proc.line("\"t/open/x.py\"");
+        std::fs::write(dir.path("t/shut/y.py"), "1").unwrap();
+        sh(&format!("chmod 755 '{}'", dir.str("t/shut")), "");
+        proc.line("\"t/shut/y.py\"");
+        std::fs::write(dir.path("t/shut/z.py"), "1").unwrap();
+        proc.line("\"t/shut/z.py\"");
+        assert_eq!(proc.count("warning: "), 1, "{}", proc.log());
+        // A root that may not be read is an error.
+        sh(&format!("chmod 700 '{}'", dir.str("t")), "");
+        let script = format!("cd '{}' && exec ./refork watch --json {poll} t >&2", dir.str(""));
+        let mut command = Command::new(nobody[0]);
+        command.args(&nobody[1..]).args(["sh", "-ec", &script]);
+        let mut proc = Proc::spawn(command);
+        assert_eq!(proc.end().code(), Some(1));
+        assert_eq!(proc.seen, ["refork: cannot watch `t`: Permission denied (os error 13)"]);
+    }
+}
+
+#[test]
+fn mounts_come_and_go_and_loops_end() {
+    let mounts = ["unshare", "-m"];
+    if !can(&mounts) {
+        return;
+    }
+    let dir = Dir::new();
+    sh(&format!("cd '{}'; mkdir -p t/a t/loop; echo > t/a/under.py", dir.str("")), "");
+    // The shell stays and unmounts when told to.
+    let script = format!(
+        "cd '{0}'; mount -t tmpfs none t/a; mkdir t/a/deep; mount --bind t t/loop; mkfifo go; {REFORK} watch --json t >&2 & \
+         pid=$!; read line < go; umount -l t/a; echo unmounted >&2; read line < go; kill $pid",
+        dir.str("")
+    );
+    let mut command = Command::new(mounts[0]);
+    command.args(&mounts[1..]).args(["sh", "-ec", &script]);
+    let mut proc = Proc::spawn(command);
+    proc.line("\"ready\":true");
+    let go = || sh(&format!("echo > '{}'", dir.str("go")), "");
+    std::fs::write(dir.path("t/x.py"), "1").unwrap();
+    let line = proc.line("t/x.py\"");
+    assert!(!line.contains("loop/loop"), "{line}");
+    go();
+    // What the mount had hidden is there again, and watched.
+    proc.line("t/a/under.py\"");
+    std::fs::write(dir.path("t/a/new.py"), "1").unwrap();
+    proc.line("t/a/new.py\"");
+    go();
+    proc.end();
+}
