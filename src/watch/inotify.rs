@@ -76,8 +76,9 @@ pub(crate) struct Inotify {
     pub(super) walker: Walker,
     /// Subdirectories that may not be read: named once, tried again when their mode changes.
     pub(super) unreadable: Vec<(u32, Box<[u8]>)>,
-    /// Nodes whose place is in doubt, and whether they were moved.
-    verify: Vec<(u32, bool)>,
+    /// Nodes whose place is in doubt; of those that were moved the path, and where its part below the root begins, for
+    /// their parents may be moved too before they are looked at.
+    verify: Vec<(u32, Option<(Vec<u8>, usize)>)>,
     /// Names that may be symbolic links.
     pub(super) maybe: Vec<(u32, Box<[u8]>, Report)>,
     /// The watch and the name of what was created last and not written to yet: a file, unless nothing follows.
@@ -223,7 +224,12 @@ impl Inotify {
                 if is(libc::IN_IGNORED) {
                     self.tree.detach(id);
                 }
-                self.verify.push((id, is(libc::IN_MOVE_SELF)));
+                let was = is(libc::IN_MOVE_SELF).then(|| {
+                    let mut path = Vec::new();
+                    let inner = self.tree.path(id, &mut path);
+                    (path, inner)
+                });
+                self.verify.push((id, was));
             }
         }
         if name.is_empty() {
@@ -300,8 +306,8 @@ impl Inotify {
             if verify.is_empty() && maybe.is_empty() && dirty.is_empty() {
                 break;
             }
-            for (id, moved) in verify {
-                self.verify_node(id, moved, cx);
+            for (id, was) in verify {
+                self.verify_node(id, was, cx);
             }
             for (node, name, report) in maybe {
                 self.look_for_link(node, &name, report, cx);
@@ -324,13 +330,13 @@ impl Inotify {
     }
 
     /// Is the node still what its name means?
-    fn verify_node(&mut self, id: u32, moved: bool, cx: &mut Context<'_>) {
+    fn verify_node(&mut self, id: u32, was: Option<(Vec<u8>, usize)>, cx: &mut Context<'_>) {
         if let Some(Some(link)) = self.links.get_mut(self.tree.link(id) as usize) {
             link.dirty = true;
             return;
         }
         let mut path = Vec::new();
-        let inner = self.tree.path(id, &mut path);
+        self.tree.path(id, &mut path);
         match self.watch_tree(&path, false) {
             Ok(wd) if wd == self.tree.wd(id) => {}
             Ok(wd) => {
@@ -346,7 +352,7 @@ impl Inotify {
             }
             Err(_) => {
                 // Files that were deleted were reported one by one; what is in a tree that was moved away was not.
-                if moved && !cx.filter.prunes(&path, inner) {
+                if let Some((path, _)) = was.filter(|(path, inner)| !cx.filter.prunes(path, *inner)) {
                     cx.batch.report(&path);
                 }
                 self.kill(id);
