@@ -33,10 +33,10 @@ pub fn print(all: &[Candidate]) {
     println!("medians; in parentheses the ratio to C: arming without following to C -n, bursts to C -d 5");
     let head = ["", "arm", "calls/dir", "RSS", "CPU burst", "missed in new dirs", "beyond debounce", "switches/s idle"];
     let mut rows = vec![head.map(str::to_owned)];
-    let of = |name: &str, value: fn(&Candidate) -> f64| find(all, name).map_or(f64::NAN, value);
-    let (arm, memory): (fn(&Candidate) -> f64, fn(&Candidate) -> f64) =
-        (|c| median(&c.results.arm_ms), |c| median(&c.results.memory_mib));
-    let burst: fn(&Candidate) -> f64 = |c| median(&c.results.burst_ms);
+    let of = |name: &str, value: &dyn Fn(&Candidate) -> f64| find(all, name).map_or(f64::NAN, value);
+    let arm = |candidate: &Candidate| median(&candidate.results.arm_ms);
+    let memory = |candidate: &Candidate| median(&candidate.results.memory_mib);
+    let burst = |candidate: &Candidate| median(&candidate.results.burst_ms);
     for candidate in all {
         let results = &candidate.results;
         let yardstick = if candidate.parts == Parts::Arming { "C -n" } else { "C" };
@@ -53,10 +53,10 @@ pub fn print(all: &[Candidate]) {
         }
         rows.push([
             candidate.name.to_owned() + if candidate.failed.is_some() { " FAILED" } else { "" },
-            cell(arm(candidate), of(yardstick, arm), " ms"),
+            cell(arm(candidate), of(yardstick, &arm), " ms"),
             results.calls.map_or(String::new(), |calls| format!("{calls:.1}")),
-            cell(memory(candidate), of(yardstick, memory), " MiB"),
-            cell(burst(candidate), of("C -d", burst), " ms"),
+            cell(memory(candidate), of(yardstick, &memory), " MiB"),
+            cell(burst(candidate), of("C -d", &burst), " ms"),
             missed,
             beyond,
             results.idle.map_or(String::new(), |idle| format!("{idle:.0}")),
