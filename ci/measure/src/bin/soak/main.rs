@@ -1,5 +1,6 @@
-//! `soak watch [SECONDS] [SEED]`: random operations on a tree; what `refork watch --json --all` reports, with inotify
-//! and with polling at once, is compared after each pause with a full re-read of the tree.
+//! `soak watch [SECONDS] [SEED] [inotify|polling]`: random operations on a tree; what `refork watch --json --all`
+//! reports, with inotify and with polling at once or with one of them, is compared after each pause with a full re-read
+//! of the tree.
 //!
 //! REFORK names the command under test. The seed is printed, and the same seed gives the same operations.
 
@@ -23,10 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |n: usize, default: u64| args.get(n).map_or(Some(default), |text| text.parse().ok());
-    let (Some("watch"), Some(seconds), Some(seed), ..=3) =
-        (args.first().map(String::as_str), number(1, 20), number(2, now_ns() % 1_000_000), args.len())
+    let only = args.get(3).map(String::as_str);
+    let (Some("watch"), Some(seconds), Some(seed), None | Some("inotify" | "polling"), ..=4) =
+        (args.first().map(String::as_str), number(1, 20), number(2, now_ns() % 1_000_000), only, args.len())
     else {
-        eprintln!("usage: soak watch [SECONDS] [SEED]");
+        eprintln!("usage: soak watch [SECONDS] [SEED] [inotify|polling]");
         return ExitCode::from(2);
     };
     println!("seed {seed}");
@@ -34,7 +36,7 @@ fn main() -> ExitCode {
     let result = std::fs::create_dir_all(&top)
         .and_then(|()| top.canonicalize())
         .map_err(|error| format!("cannot make {}: {error}", top.display()))
-        .and_then(|top| soak(&top, Duration::from_secs(seconds), seed));
+        .and_then(|top| soak(&top, Duration::from_secs(seconds), seed, only));
     let _ = std::fs::remove_dir_all(&top); // at the end: nothing more can be done about it
     match result {
         Ok(summary) => {
@@ -96,11 +98,16 @@ impl Ear {
     }
 }
 
-fn soak(top: &Path, time: Duration, seed: u64) -> Result<String, String> {
+fn soak(top: &Path, time: Duration, seed: u64, only: Option<&str>) -> Result<String, String> {
     let failed = |error: std::io::Error| format!("an operation failed: {error}");
     let mut place = Place::new(top, seed).map_err(failed)?;
     let fence = place.root.join("fence");
-    let mut ears = [Ear::new("inotify", None, &place.root)?, Ear::new("polling", Some("--poll=50"), &place.root)?];
+    let mut ears = Vec::new();
+    for (name, option) in [("inotify", None), ("polling", Some("--poll=50"))] {
+        if only.is_none_or(|only| only == name) {
+            ears.push(Ear::new(name, option, &place.root)?);
+        }
+    }
     let (start, mut before) = (Instant::now(), Tree::read(&place.root));
     let (mut pauses, mut operations) = (0, 0);
     while start.elapsed() < time {

@@ -19,7 +19,7 @@ pub struct State {
 pub struct Seen {
     /// The same place without symlinks.
     pub real: PathBuf,
-    /// `None`: a directory.
+    /// `None`: a directory, or nowhere.
     pub state: Option<State>,
 }
 
@@ -43,7 +43,13 @@ impl Tree {
         above.push(identity);
         for entry in list.flatten() {
             let path = entry.path();
-            let Ok(about) = fs::metadata(&path) else { continue }; // a symlink that leads nowhere
+            let Ok(about) = fs::metadata(&path) else {
+                if let Ok(target) = fs::read_link(&path) {
+                    let real = real.join(target); // leads nowhere, now
+                    self.0.insert(path, Seen { real, state: None });
+                }
+                continue;
+            };
             let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
             let Ok(real) = (if is_link { fs::canonicalize(&path) } else { Ok(real.join(entry.file_name())) }) else {
                 continue;
