@@ -27,6 +27,9 @@ pub struct Deed {
     pub touched: Vec<(PathBuf, Reach)>,
 }
 
+/// What was done, and to what.
+type Done = (&'static str, Vec<(PathBuf, Reach)>);
+
 /// The watched tree, and what lies beside it.
 pub struct Place {
     pub root: PathBuf,
@@ -134,7 +137,7 @@ impl Place {
         Ok(done.map(|(text, touched)| Deed { at, text, touched }))
     }
 
-    fn perform(&mut self, choice: usize, found: &Found) -> io::Result<Option<(&'static str, Vec<(PathBuf, Reach)>)>> {
+    fn perform(&mut self, choice: usize, found: &Found) -> io::Result<Option<Done>> {
         let Found { files, dirs, links } = found;
         let dir = self.pick(dirs).unwrap_or_else(|| self.root.clone());
         let below = self.pick(&dirs[1..]); // any directory but the root
@@ -312,7 +315,7 @@ impl Place {
     }
 
     /// Something outside that symlinks may lead to.
-    fn outside_deed(&mut self) -> io::Result<Option<(&'static str, Vec<(PathBuf, Reach)>)>> {
+    fn outside_deed(&mut self) -> io::Result<Option<Done>> {
         let name = ["one", "two", "dir/three"][self.below(3)];
         let file = self.outside.join(name);
         let text = match self.below(3) {

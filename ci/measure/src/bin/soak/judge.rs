@@ -21,7 +21,7 @@ pub struct Judge<'a> {
 
 impl Judge<'_> {
     /// All names of a path. `itself`: also what its last component leads to.
-    fn names(&self, path: &Path, itself: bool) -> Vec<PathBuf> {
+    pub fn names(&self, path: &Path, itself: bool) -> Vec<PathBuf> {
         let mut names = vec![path.to_owned()];
         for tree in [self.before, self.after] {
             names.extend(tree.names(path, false));

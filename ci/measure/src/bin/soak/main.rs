@@ -170,7 +170,8 @@ fn complain(
         Ok(paths) => {
             let lines = paths.iter().map(|path| {
                 let states = (judge.before.file(path), judge.after.file(path));
-                format!("  {what}: {:?}\n    before {:?}\n    after  {:?}\n", path, states.0, states.1)
+                let names = judge.names(path, true);
+                format!("  {what}: {names:?}\n    before {:?}\n    after  {:?}\n", states.0, states.1)
             });
             lines.collect()
         }
