@@ -74,7 +74,11 @@ impl Judge<'_> {
         }
         // Touched itself: reported itself, and not merely what it leads to.
         let names = if touched { own } else { self.names(path, true) };
-        let exact = self.touches(&names).filter(|(_, reach, exact)| *exact && (!self.polls || *reach == Reach::File));
+        // The last thing done to it counts under the names it has now: what a symlink once led to is no more its matter.
+        let mut now = vec![path.to_owned()];
+        now.extend(self.after.names(path, !touched));
+        now.extend(self.after.names(path, false));
+        let exact = self.touches(&now).filter(|(_, reach, exact)| *exact && (!self.polls || *reach == Reach::File));
         let last = exact.map(|(deed, ..)| deed.at).max().unwrap_or(0);
         if names.iter().any(|name| known.get(name).is_some_and(|&at| at >= last)) {
             return true;
