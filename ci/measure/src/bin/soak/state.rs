@@ -80,10 +80,10 @@ impl Tree {
         self.0.iter().filter(|(_, seen)| seen.state.is_some()).map(|(path, _)| path.as_path())
     }
 
-    /// The other names of a path: its nearest ancestor that is known, without symlinks, and the rest. `itself`: the
-    /// path's own last component may be such a symlink.
-    pub fn names(&self, path: &Path, itself: bool) -> Option<PathBuf> {
-        path.ancestors().skip(usize::from(!itself)).find_map(|above| {
+    /// The other names of a path: for each ancestor that is known, the place it leads to and the rest. `itself`: the
+    /// path's own last component may be a symlink that is followed too.
+    pub fn names<'a>(&'a self, path: &'a Path, itself: bool) -> impl Iterator<Item = PathBuf> + 'a {
+        path.ancestors().skip(usize::from(!itself)).filter_map(|above| {
             let real = &self.0.get(above)?.real;
             let rest = path.strip_prefix(above).ok()?;
             Some(if rest.as_os_str().is_empty() { real.clone() } else { real.join(rest) })
