@@ -17,6 +17,8 @@ pub enum Reach {
     Link,
     /// A directory and all below.
     Whole,
+    /// The same, and the next path touched is where it went.
+    Moved,
 }
 
 #[derive(Clone, Debug)]
@@ -65,7 +67,7 @@ fn find(dir: &Path, found: &mut Found) {
     }
 }
 
-use Reach::{File as AFile, Link, Whole};
+use Reach::{File as AFile, Link, Moved, Whole};
 
 impl Place {
     pub fn new(top: &Path, seed: u64) -> io::Result<Place> {
@@ -187,16 +189,16 @@ impl Place {
             8 => {
                 let Some(gone) = below else { return Ok(None) };
                 let to = self.name(&self.parked.clone(), "p");
-                fs::rename(&gone, to)?;
-                one("move a directory out", gone, Whole)
+                fs::rename(&gone, &to)?;
+                Ok(Some(("move a directory out", vec![(gone, Moved), (to, Whole)])))
             }
             9 => {
                 let mut parked: Vec<_> = fs::read_dir(&self.parked)?.flatten().map(|entry| entry.path()).collect();
                 parked.sort();
                 let Some(from) = self.pick(&parked) else { return Ok(None) };
                 let to = self.name(&dir, "d");
-                fs::rename(from, &to)?;
-                one("move a directory in", to, Whole)
+                fs::rename(&from, &to)?;
+                Ok(Some(("move a directory in", vec![(from, Moved), (to, Whole)])))
             }
             10 => {
                 let Some(from) = below else { return Ok(None) };
@@ -205,7 +207,7 @@ impl Place {
                 }
                 let to = self.name(&dir, "d");
                 fs::rename(&from, &to)?;
-                Ok(Some(("rename a directory", vec![(from, Whole), (to, Whole)])))
+                Ok(Some(("rename a directory", vec![(from, Moved), (to, Whole)])))
             }
             11 => {
                 let link = self.name(&dir, "l");
@@ -265,11 +267,10 @@ impl Place {
                 if a.starts_with(&b) || b.starts_with(&a) || fs::metadata(&a)?.ino() == fs::metadata(&b)?.ino() {
                     return Ok(None);
                 }
-                let touched = [&a, &b].map(|path| (path.clone(), if path.is_dir() { Whole } else { AFile }));
-                // Either may have been the directory, so each path may have had something below it.
-                let reach = if touched.iter().any(|(_, reach)| *reach == Whole) { Whole } else { AFile };
+                // Either may be the directory, so that each path had or has something below it.
+                let (there, back) = if a.is_dir() || b.is_dir() { (Moved, Whole) } else { (AFile, AFile) };
                 exchange(&a, &b)?;
-                Ok(Some(("exchange", vec![(a, reach), (b, reach)])))
+                Ok(Some(("exchange", vec![(a.clone(), there), (b.clone(), back), (b, there), (a, back)])))
             }
             19 => {
                 let past = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + self.below(1_000_000) as u64);

@@ -2,7 +2,8 @@
 //!
 //! Missed: a path whose state differs between the two looks at the tree, and of which no report came after the last
 //! thing done to it. It may be reported by any of its names (through symlinks), and what was below a directory that
-//! went away, or below a symlink that leads elsewhere now, by that directory's or symlink's own path.
+//! went away, or below a symlink that leads elsewhere now, by that directory's or symlink's own path, or by the paths
+//! that it got from there.
 //! Phantom: a reported path that nothing touched.
 //! Not asked for: a file of several names, changed through another of them (inotify tells of the name that was used).
 
@@ -38,9 +39,22 @@ impl Judge<'_> {
         let all = self.deeds.iter().flat_map(|deed| deed.touched.iter().map(move |(path, reach)| (deed, path, *reach)));
         all.filter_map(|(deed, path, reach)| {
             let exact = names.contains(path);
-            let touched = exact || reach == Reach::Whole && names.iter().any(|name| name.starts_with(path));
+            let touched = exact
+                || matches!(reach, Reach::Whole | Reach::Moved) && names.iter().any(|name| name.starts_with(path));
             touched.then_some((deed, reach, exact))
         })
+    }
+
+    /// Where the path went with the directories above it.
+    fn successors(&self, path: &Path) -> Vec<PathBuf> {
+        let mut names = vec![path.to_owned()];
+        for deed in self.deeds {
+            let moved = deed.touched.windows(2).filter(|pair| pair[0].1 == Reach::Moved);
+            let at = names[names.len() - 1].clone();
+            let mut to = moved.filter_map(|pair| Some(pair[1].0.join(at.strip_prefix(&pair[0].0).ok()?)));
+            names.extend(to.next());
+        }
+        names
     }
 
     /// `reported`: each path with the time of its last report.
@@ -81,6 +95,9 @@ impl Judge<'_> {
         let exact = self.touches(&now).filter(|(_, reach, exact)| *exact && (!self.polls || *reach == Reach::File));
         let last = exact.map(|(deed, ..)| deed.at).max().unwrap_or(0);
         if names.iter().any(|name| known.get(name).is_some_and(|&at| at >= last)) {
+            return true;
+        }
+        if before.is_some() && self.successors(path).iter().skip(1).any(|name| known.contains_key(name)) {
             return true;
         }
         // By something above it that was moved, removed or re-pointed.
