@@ -97,11 +97,12 @@ impl Judge<'_> {
         if names.iter().any(|name| known.get(name).is_some_and(|&at| at >= last)) {
             return true;
         }
-        if before.is_some() && self.successors(path).iter().skip(1).any(|name| known.contains_key(name)) {
+        // By the paths it got with a directory above, or by something above that was moved, removed or re-pointed.
+        let later = if before.is_some() { self.successors(path) } else { Vec::new() };
+        if later.iter().skip(1).any(|name| known.contains_key(name)) {
             return true;
         }
-        // By something above it that was moved, removed or re-pointed.
-        names.iter().flat_map(|name| name.ancestors().skip(1)).any(|above| {
+        names.iter().chain(&later).flat_map(|name| name.ancestors().skip(1)).any(|above| {
             let known = known.get(above).is_some_and(|&at| at >= last);
             let gone = before.is_some() || above.is_symlink();
             known && gone && self.touches(&self.names(above, false)).next().is_some()
