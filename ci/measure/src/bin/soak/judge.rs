@@ -47,12 +47,12 @@ impl Judge<'_> {
 
     /// Where the path went with the directories above it.
     fn successors(&self, path: &Path) -> Vec<PathBuf> {
-        let mut names = vec![path.to_owned()];
+        let mut names = Vec::new();
         for deed in self.deeds {
             let moved = deed.touched.windows(2).filter(|pair| pair[0].1 == Reach::Moved);
-            let at = names[names.len() - 1].clone();
-            let mut to = moved.filter_map(|pair| Some(pair[1].0.join(at.strip_prefix(&pair[0].0).ok()?)));
-            names.extend(to.next());
+            let at = names.last().map_or(path, PathBuf::as_path);
+            let to = moved.filter_map(|pair| Some(pair[1].0.join(at.strip_prefix(&pair[0].0).ok()?))).next();
+            names.extend(to);
         }
         names
     }
@@ -98,8 +98,8 @@ impl Judge<'_> {
             return true;
         }
         // By the paths it got with a directory above, or by something above that was moved, removed or re-pointed.
-        let later = if before.is_some() { self.successors(path) } else { Vec::new() };
-        if later.iter().skip(1).any(|name| known.contains_key(name)) {
+        let later: Vec<_> = names.iter().filter(|_| before.is_some()).flat_map(|name| self.successors(name)).collect();
+        if later.iter().any(|name| known.contains_key(name)) {
             return true;
         }
         names.iter().chain(&later).flat_map(|name| name.ancestors().skip(1)).any(|above| {
