@@ -1,12 +1,13 @@
 //! The operations: what is done to the tree, and which paths each one touched. Chosen by the generator from the tree
 //! as it is, so that a seed always gives the same ones.
 
+use crate::files::{exchange, find, Found};
 use measure::{now_ns, Random};
 use std::collections::HashSet;
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -43,28 +44,6 @@ pub struct Place {
     count: usize,
     /// Files that ever had two names: what is done through one says nothing about the other.
     pub linked: HashSet<(u64, u64)>,
-}
-
-/// Real paths only: symlinks are not followed.
-#[derive(Default)]
-struct Found {
-    files: Vec<PathBuf>,
-    dirs: Vec<PathBuf>,
-    links: Vec<PathBuf>,
-}
-
-fn find(dir: &Path, found: &mut Found) {
-    found.dirs.push(dir.to_owned());
-    let mut entries: Vec<_> = fs::read_dir(dir).into_iter().flatten().flatten().collect();
-    entries.sort_by_key(|entry| entry.file_name());
-    for entry in entries {
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => find(&entry.path(), found),
-            Ok(kind) if kind.is_symlink() => found.links.push(entry.path()),
-            _ if entry.file_name() == "fence" => {}
-            _ => found.files.push(entry.path()),
-        }
-    }
 }
 
 use Reach::{File as AFile, Link, Moved, Whole};
@@ -355,25 +334,4 @@ impl Place {
             _ => self.pick(dirs).unwrap_or_else(|| self.root.clone()),
         }
     }
-}
-
-/// renameat2(2) with RENAME_EXCHANGE.
-fn exchange(a: &Path, b: &Path) -> io::Result<()> {
-    let [a, b] = [a, b].map(|path| CString::new(path.as_os_str().as_bytes()));
-    let (a, b) = (a?, b?);
-    // SAFETY: two NUL-terminated strings that outlive the call.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_renameat2,
-            libc::AT_FDCWD,
-            a.as_ptr(),
-            libc::AT_FDCWD,
-            b.as_ptr(),
-            libc::RENAME_EXCHANGE,
-        )
-    };
-    if done == 0 {
-        return Ok(());
-    }
-    Err(io::Error::last_os_error())
 }

@@ -5,6 +5,7 @@
 //! REFORK names the command under test. The seed is printed, and the same seed gives the same operations.
 
 mod deeds;
+mod files;
 mod judge;
 mod state;
 
