@@ -88,7 +88,7 @@ impl Judge<'_> {
         }
         // Touched itself: reported itself, and not merely what it leads to.
         let names = if touched { own } else { self.names(path, true) };
-        // The last thing done to it counts under the names it has now: what a symlink once led to is no more its matter.
+        // The last thing done to it counts under the names it has now: not what a symlink once led to.
         let mut now = vec![path.to_owned()];
         now.extend(self.after.names(path, !touched));
         now.extend(self.after.names(path, false));
