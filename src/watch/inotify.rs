@@ -58,6 +58,15 @@ fn is_inotify(fd: &OwnedFd) -> bool {
     link.map_or(true, |link| link.as_os_str() == "anon_inode:inotify")
 }
 
+/// A name that may be a symbolic link.
+pub(super) struct Maybe {
+    pub(super) node: u32,
+    pub(super) name: Box<[u8]>,
+    pub(super) report: Report,
+    /// A walk has found it: its directory may have been moved here.
+    pub(super) walked: bool,
+}
+
 /// What inotify cannot watch, for polling instead.
 pub(crate) struct Rest {
     pub(crate) path: Vec<u8>,
@@ -79,8 +88,8 @@ pub(crate) struct Inotify {
     /// Nodes whose place is in doubt; of those that were moved the path, and where its part below the root begins, for
     /// their parents may be moved too before they are looked at.
     verify: Vec<(u32, Option<(Vec<u8>, usize)>)>,
-    /// Names that may be symbolic links.
-    pub(super) maybe: Vec<(u32, Box<[u8]>, Report)>,
+    /// Names that may be symbolic links; found by a walk, or named by an event.
+    pub(super) maybe: Vec<Maybe>,
     /// The watch and the name of what was created last and not written to yet: a file, unless nothing follows.
     created: (i32, Vec<u8>),
     overflow: bool,
@@ -276,7 +285,8 @@ impl Inotify {
     fn flush_created(&mut self) {
         let mut node = self.tree.first(self.created.0);
         while node != NONE {
-            self.maybe.push((node, self.created.1.as_slice().into(), Report::All));
+            let name = self.created.1.as_slice().into();
+            self.maybe.push(Maybe { node, name, report: Report::All, walked: false });
             node = self.tree.next(node);
         }
         self.created.0 = NOTHING;
@@ -309,8 +319,8 @@ impl Inotify {
             for (id, was) in verify {
                 self.verify_node(id, was, cx);
             }
-            for (node, name, report) in maybe {
-                self.look_for_link(node, &name, report, cx);
+            for maybe in maybe {
+                self.look_for_link(&maybe, cx);
             }
             for id in dirty {
                 self.relink(id, Report::All, cx);

@@ -2,9 +2,9 @@
 
 use super::dir;
 use super::hops::hops;
-use super::inotify::{Context, Inotify};
+use super::inotify::{Context, Inotify, Maybe};
 use super::tree::NONE;
-use super::walk::Report;
+use super::walk::{found, Report};
 use crate::plan::snapshot::State;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -72,9 +72,16 @@ impl Inotify {
     }
 
     /// A name that may be a symbolic link worth following.
-    pub(super) fn look_for_link(&mut self, node: u32, name: &[u8], report: Report, cx: &mut Context<'_>) {
-        if self.links.iter().flatten().any(|link| link.parent == node && *link.name == *name) {
-            return; // Its anchor has told already.
+    pub(super) fn look_for_link(&mut self, maybe: &Maybe, cx: &mut Context<'_>) {
+        let (node, name, report) = (maybe.node, &maybe.name, maybe.report);
+        let known = |link: &Option<Link>| link.as_ref().is_some_and(|link| link.parent == node && link.name == *name);
+        if let Some(id) = self.links.iter().position(known) {
+            // An event was seen by its anchor, too. In a directory that was moved it has another path now, under which
+            // all of it is news, and may lead elsewhere.
+            if maybe.walked {
+                self.moved_link(id as u32, report, cx);
+            }
+            return;
         }
         let mut path = Vec::new();
         let inner = self.tree.path(node, &mut path);
@@ -91,6 +98,22 @@ impl Inotify {
         if follows {
             let id = self.new_link(node, name);
             self.relink(id, report, cx);
+        }
+    }
+
+    fn moved_link(&mut self, id: u32, report: Report, cx: &mut Context<'_>) {
+        let was = self.target(id);
+        self.relink(id, report, cx);
+        match self.target(id) {
+            now if now != was => {}
+            Target::Dir(node) => self.walk(node, report, cx),
+            _ => {
+                let mut path = Vec::new();
+                let Some(Some(Link { parent, name, .. })) = self.links.get(id as usize) else { return };
+                let inner = self.tree.path(*parent, &mut path);
+                dir::join(&mut path, name);
+                found(&path, inner, report, cx);
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Arm, list, report: the one routine for the start, a new directory, one that was moved, and a tree that is read again.
 
 use super::dir::{self, Dir, Kind};
-use super::inotify::{Context, Inotify, Rest};
+use super::inotify::{Context, Inotify, Maybe, Rest};
 use super::tree::NONE;
 use std::ffi::OsStr;
 use std::io;
@@ -129,7 +129,9 @@ impl Inotify {
                                 );
                             }
                         }
-                        Kind::Link if self.follow => self.maybe.push((node, name.into(), report)),
+                        Kind::Link if self.follow => {
+                            self.maybe.push(Maybe { node, name: name.into(), report, walked: true });
+                        }
                         Kind::Link | Kind::Other | Kind::Unknown => found(&path, inner, report, cx),
                     }
                 })
@@ -184,7 +186,7 @@ impl Inotify {
 }
 
 /// A file that a walk has found.
-fn found(path: &[u8], inner: usize, report: Report, cx: &mut Context<'_>) {
+pub(super) fn found(path: &[u8], inner: usize, report: Report, cx: &mut Context<'_>) {
     if report == Report::Nothing || !cx.filter.counts(path, inner) {
         return;
     }
