@@ -363,7 +363,10 @@ fn a_root_or_a_named_file_behind_links() {
             sh(&format!("cd '{}'; {script}", scene.dir.str("")), "");
             let base = scene.dir.str("");
             let seen: BTreeSet<String> = scene.reported().into_iter().map(|path| path.replace(&base, "")).collect();
-            assert_eq!(seen.iter().collect::<Vec<_>>(), wanted, "{backend:?} after {script:?}");
+            // What vanished with its directory only polling knows by name.
+            let known =
+                |path: &&String| wanted.contains(&path.as_str()) || backend == Backend::Inotify || *path != "app/x.py";
+            assert_eq!(seen.iter().filter(known).collect::<Vec<_>>(), wanted, "{backend:?} after {script:?}");
         };
         step("echo 11 > r/1/app/x.py; echo 22 > r/2/app/x.py", &["app/x.py"]);
         step("ln -s r/2 n; mv -T n current", &["app", "app/x.py", "current/conf"]);
@@ -372,6 +375,12 @@ fn a_root_or_a_named_file_behind_links() {
         step("mkdir not; echo > not/yet.py", &["not/yet.py"]);
         step("rm -r not", &["not/yet.py"]);
         step("mkdir -p not; echo > not/yet.py", &["not/yet.py"]);
+        // A directory on the way, in whose parent nothing else is watched.
+        step(
+            "mv r/2 old; mkdir -p r/2/app; echo > r/2/app/y.py; echo > r/2/conf",
+            &["app", "app/y.py", "current/conf"],
+        );
+        step("echo > old/app/x.py; echo 4 > r/2/app/y.py", &["app/y.py"]);
     }
 }
 

@@ -8,6 +8,9 @@ const MOST_LINKS: usize = 40;
 
 /// Each directory entry whose replacement makes `path` mean something else: every symbolic link on the way, the last
 /// component, or the first that does not exist. The directories named are free of links.
+///
+/// An empty name stands for the directory itself: one on the way, which may be moved. Its own watch tells of that, so
+/// that nobody need hear of everything that happens beside it.
 pub(crate) fn hops(path: &Path) -> Vec<(PathBuf, OsString)> {
     let mut todo: Vec<OsString> = Vec::new();
     push(&mut todo, path);
@@ -27,8 +30,9 @@ pub(crate) fn hops(path: &Path) -> Vec<(PathBuf, OsString)> {
                 push(&mut todo, &target);
             }
             Ok(_) => {
-                if todo.is_empty() {
-                    hops.push((dir(), part));
+                match todo.is_empty() {
+                    true => hops.push((dir(), part)),
+                    false => hops.push((full.clone(), OsString::new())),
                 }
                 here = full;
             }
@@ -63,17 +67,20 @@ mod tests {
         symlink(base.join("current"), base.join("abs")).unwrap();
         symlink("loop", base.join("loop")).unwrap();
         let names = |path: &str| {
-            let hops = hops(&base.join(path));
+            let mut hops = hops(&base.join(path));
+            hops.retain(|(dir, name)| {
+                !name.is_empty() || dir.strip_prefix(&base).is_ok_and(|dir| dir != Path::new(""))
+            });
             let short = |(dir, name): &(PathBuf, OsString)| {
                 let dir = dir.strip_prefix(&base).map_or("?".into(), |dir| dir.display().to_string());
                 format!("{dir}:{}", name.to_string_lossy())
             };
             hops.iter().map(short).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(names("releases/5"), "releases:5");
-        assert_eq!(names("current/app"), ":current releases/5:app");
-        assert_eq!(names("abs/app/none/x"), ":abs :current releases/5/app:none");
-        assert_eq!(names("current"), ":current releases:5");
+        assert_eq!(names("releases/5"), "releases: releases:5");
+        assert_eq!(names("current/app"), ":current releases: releases/5: releases/5:app");
+        assert_eq!(names("abs/app/none/x"), ":abs :current releases: releases/5: releases/5/app: releases/5/app:none");
+        assert_eq!(names("current"), ":current releases: releases:5");
         assert!(names("loop/x").starts_with(":loop"));
         assert_eq!(hops(Path::new("no/thing")), [(PathBuf::from("."), OsString::from("no"))]);
         std::fs::remove_dir_all(&base).unwrap();

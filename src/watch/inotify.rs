@@ -168,6 +168,11 @@ impl Inotify {
         self.add(path, NAMES | libc::IN_MASK_ADD | if file { FILES } else { 0 })
     }
 
+    /// For a directory on the way to something: only that it is moved.
+    pub(super) fn watch_self(&self, path: &[u8]) -> io::Result<i32> {
+        self.add(path, libc::IN_MOVE_SELF | libc::IN_ONLYDIR | libc::IN_MASK_ADD)
+    }
+
     /// The kernel forgets a watch that nobody uses any more.
     pub(super) fn release(&self, wd: i32) {
         if !self.tree.knows(wd) && !self.anchors.contains_key(&wd) {

@@ -222,7 +222,12 @@ impl Inotify {
             let mut aims = Vec::new();
             for (i, (dir, name)) in hops.iter().enumerate() {
                 let file = file && i + 1 == hops.len();
-                match self.watch_names(dir.as_os_str().as_bytes(), file) {
+                let dir = dir.as_os_str().as_bytes();
+                let watched = match name.is_empty() {
+                    true => self.watch_self(dir),
+                    false => self.watch_names(dir, file),
+                };
+                match watched {
                     Ok(wd) => {
                         let anchor = Anchor { name: name.as_bytes().into(), link: id, file };
                         self.anchors.entry(wd).or_default().push(anchor);

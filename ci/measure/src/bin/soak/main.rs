@@ -149,6 +149,11 @@ fn soak(top: &Path, time: Duration, seed: u64, only: Option<&str>) -> Result<Str
             ear.batches.clear();
             ear.last.clear();
         }
+        if std::env::var_os("SOAK_LOG").is_some() {
+            for Deed { text, touched, .. } in &deeds {
+                eprintln!("{pauses} {text} {:?}", touched.iter().map(|(path, _)| path).collect::<Vec<_>>());
+            }
+        }
         // The fences are the tree's only change since `after` was read.
         before = Tree::read(&place.root);
         pauses += 1;
