@@ -20,6 +20,12 @@ fn each(mut bytes: &[u8], mut put: impl FnMut(Result<char, u8>)) {
     }
 }
 
+/// Nothing in it needs a second look, as in nearly all paths.
+fn plain(bytes: &[u8]) -> Option<&str> {
+    let plain = |byte: &u8| (b' '..0x7f).contains(byte) && *byte != b'"' && *byte != b'\\';
+    std::str::from_utf8(bytes).ok().filter(|_| bytes.iter().all(plain))
+}
+
 /// For a terminal: control characters as Rust writes them (`\n`, `\u{1b}`), bytes that are not UTF-8 as `\xXX`.
 pub(crate) fn line(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
@@ -28,6 +34,9 @@ pub(crate) fn line(bytes: &[u8]) -> String {
 }
 
 fn add_line(text: &mut String, bytes: &[u8]) {
+    if let Some(plain) = plain(bytes) {
+        return text.push_str(plain);
+    }
     each(bytes, |c| match c {
         Ok(c) if c.is_control() => text.extend(c.escape_default()),
         Ok(c) => text.push(c),
@@ -49,6 +58,10 @@ pub(crate) fn lines(paths: &[PathBuf]) -> String {
 /// A JSON string. Bytes that are not UTF-8 become `\udcXX`, as Python's surrogateescape writes and reads them.
 fn string(text: &mut String, bytes: &[u8]) {
     text.push('"');
+    if let Some(plain) = plain(bytes) {
+        text.push_str(plain);
+        return text.push('"');
+    }
     each(bytes, |c| match c {
         Ok(c @ ('"' | '\\')) => text.extend(['\\', c]),
         Ok(c) if c.is_control() => drop(write!(text, "\\u{:04x}", u32::from(c))),

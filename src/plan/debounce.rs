@@ -15,8 +15,8 @@ pub(crate) struct Debounce {
     streak: u32,
 }
 
-/// Changes this far apart are not a burst.
-const APART: Duration = Duration::from_millis(5);
+/// Changes this far apart are not a burst: longer than the longest pause, which would end its own burst otherwise.
+const APART: Duration = Duration::from_millis(10);
 /// So many in a row are looked at as they come: a single save must be reported to the point.
 const PROMPT: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_micros(250);

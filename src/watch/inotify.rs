@@ -78,6 +78,7 @@ pub(crate) struct Rest {
 pub(crate) struct Inotify {
     file: File,
     roots: Vec<Vec<u8>>,
+    buf: Vec<u8>,
     pub(super) follow: bool,
     pub(super) tree: Tree,
     pub(super) links: Vec<Option<Link>>,
@@ -92,6 +93,8 @@ pub(crate) struct Inotify {
     pub(super) maybe: Vec<Maybe>,
     /// The watch and the name of what was created last and not written to yet: a file, unless nothing follows.
     created: (i32, Vec<u8>),
+    /// The file of the last event of this gulp, and whether it counted: most come in threes.
+    last: (i32, Vec<u8>, bool),
     overflow: bool,
     /// When the queue was last known to be empty.
     quiet: SystemTime,
@@ -112,6 +115,7 @@ impl Inotify {
         Ok(Inotify {
             file: File::from(fd),
             roots,
+            buf: Vec::new(),
             follow,
             tree: Tree::default(),
             links: Vec::new(),
@@ -121,6 +125,7 @@ impl Inotify {
             verify: Vec::new(),
             maybe: Vec::new(),
             created: (NOTHING, Vec::new()),
+            last: (NOTHING, Vec::new(), false),
             overflow: false,
             quiet: SystemTime::now(),
             rest: Vec::new(),
@@ -182,9 +187,11 @@ impl Inotify {
 
     /// Reads what is queued.
     pub(crate) fn read(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let mut buf = [0; GULP];
+        let mut buf = std::mem::take(&mut self.buf);
+        buf.resize(GULP, 0);
         let begun = SystemTime::now();
         let mut emptied = false;
+        self.last.0 = NOTHING;
         for _ in 0..GULPS {
             let n = match self.file.read(&mut buf) {
                 Ok(n) => n,
@@ -201,6 +208,7 @@ impl Inotify {
                 break;
             }
         }
+        self.buf = buf;
         self.settle(cx);
         if std::mem::take(&mut self.overflow) {
             self.rescan(cx);
@@ -250,20 +258,35 @@ impl Inotify {
             return;
         }
         self.note_created(wd, name, mask);
-        let mut node = self.tree.first(wd);
-        while node != NONE {
-            if is(libc::IN_ISDIR) {
+        if is(libc::IN_ISDIR) {
+            self.last.0 = NOTHING;
+            for node in self.tree.of(wd) {
                 self.directory(node, name, mask, cx);
-            } else {
-                let path = cx.batch.candidate();
-                let inner = self.tree.path(node, path);
-                dir::join(path, name);
-                if cx.filter.counts(cx.batch.path(), inner) {
-                    cx.batch.keep();
-                }
+            }
+        } else if self.last.0 == wd && *self.last.1 == *name {
+            cx.batch.count += u64::from(self.last.2);
+        } else {
+            self.file(wd, name, cx);
+        }
+    }
+
+    /// An event that names a file.
+    fn file(&mut self, wd: i32, name: &[u8], cx: &mut Context<'_>) {
+        let mut node = self.tree.first(wd);
+        let mut counted = false;
+        while node != NONE {
+            let path = cx.batch.candidate();
+            let inner = self.tree.path(node, path);
+            dir::join(path, name);
+            if cx.filter.counts(cx.batch.path(), inner) {
+                cx.batch.keep();
+                counted = true;
             }
             node = self.tree.next(node);
         }
+        (self.last.0, self.last.2) = (wd, counted);
+        self.last.1.clear();
+        self.last.1.extend_from_slice(name);
     }
 
     /// A symbolic link is created or moved here and never written to: such names are looked at when all is read.
