@@ -40,32 +40,80 @@ struct Watch {
     backend: Backend,
 }
 
+/// In which order the generations change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Handover {
+    /// The old workers drain first, then the new ones start: never two generations in memory. New connections wait in the
+    /// listen queue meanwhile. The default.
+    #[default]
+    DrainFirst,
+    /// The new workers start beside the old ones, which are drained once all of the new are ready: no moment without a
+    /// worker that accepts, and twice the memory for a while.
+    Overlap,
+}
+
+/// When a worker that executes a program counts as ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// It has lived this long. The default: one second.
+    After(Duration),
+    /// It has sent `READY=1` to the datagram socket named by `NOTIFY_SOCKET`, as sd_notify(3) does.
+    Notify,
+}
+
 /// What the workers run.
 enum Job<'a> {
     Serve(&'a mut dyn FnMut(&mut Worker) -> io::Result<()>),
     Command(Command),
 }
 
-/// COMMAND with its file found once.
+/// COMMAND.
 struct Command {
-    path: PathBuf,
     argv: Vec<OsString>,
+    /// Found once, so that all workers run one file. `None`: a re-exec came when it was gone; each fork looks for it.
+    path: Option<PathBuf>,
 }
 
 impl Command {
+    /// Its file, if that can be executed.
+    fn find(&self) -> Result<PathBuf> {
+        let name = self.argv.first().ok_or_else(|| Error::config("", "COMMAND is empty"))?;
+        let fail = |kind, why: &str| Error::new(Op::Command, name.to_string_lossy(), io::Error::new(kind, why));
+        let known = self.path.clone();
+        let found = known.or_else(|| handoff::search(name).map(|path| handoff::absolute(&path)));
+        let path = found.filter(|path| path.exists());
+        let path = path.ok_or_else(|| fail(io::ErrorKind::NotFound, "no such file, neither here nor in PATH"))?;
+        handoff::executable(&path).map_err(|unfit| fail(io::ErrorKind::PermissionDenied, &unfit.why))?;
+        Ok(path)
+    }
+
+    /// For a line of the log.
+    fn name(&self) -> PathBuf {
+        self.path.clone().or_else(|| self.argv.first().map(PathBuf::from)).unwrap_or_default()
+    }
+
     /// Everything that one worker's exec needs.
-    fn program(&self, slot: usize, generation: u64, listeners: &[Listener]) -> io::Result<Program> {
+    fn program(
+        &self,
+        slot: usize,
+        generation: u64,
+        listeners: &[Listener],
+        notify: Option<&str>,
+    ) -> io::Result<Program> {
         let (slot, generation, count) = (slot.to_string(), generation.to_string(), listeners.len().to_string());
         let names: Vec<&str> =
             listeners.iter().map(|l| if l.name().is_empty() { "unknown" } else { l.name() }).collect();
         let names = names.join(":");
         let mut extra = vec![("REFORK_WORKER", slot.as_str()), ("REFORK_GENERATION", generation.as_str())];
+        extra.extend(notify.map(|name| ("NOTIFY_SOCKET", name)));
         if !listeners.is_empty() {
             extra.extend([("LISTEN_FDS", count.as_str()), ("LISTEN_FDNAMES", names.as_str())]);
         }
-        let argv = self.argv.iter().map(|arg| handoff::c_string(arg)).collect::<io::Result<Vec<_>>>()?;
-        let sockets = listeners.iter().map(AsRawFd::as_raw_fd).collect();
-        Ok(Program::new(handoff::c_string(self.path.as_os_str())?, argv, handoff::environment(&extra), sockets))
+        let argv = handoff::c_strings(&self.argv)?;
+        let sockets: Vec<_> = listeners.iter().map(AsRawFd::as_raw_fd).collect();
+        let listen = !sockets.is_empty();
+        let path = self.path.clone().map_or_else(|| self.find(), Ok)?;
+        Ok(Program::new(handoff::c_string(path.as_os_str())?, argv, handoff::environment(&extra), sockets, listen))
     }
 }
 
@@ -96,7 +144,16 @@ pub struct Master {
     asks: Vec<Ask>,
     workers: usize,
     watch: Watch,
+    handover: Handover,
+    check: bool,
+    check_command: Option<OsString>,
+    rollback: bool,
+    ready: Ready,
+    stop_signal: i32,
     shutdown_timeout: Duration,
+    boot_timeout: Duration,
+    check_timeout: Duration,
+    status_file: Option<PathBuf>,
 }
 
 impl fmt::Debug for Master {
@@ -134,8 +191,25 @@ impl Master {
             debounce: (Duration::from_millis(50), Duration::from_millis(1600)),
             backend: Backend::Auto,
         };
-        let shutdown_timeout = Duration::from_secs(10);
-        Master { inherited, image, mask, ignored, asks: Vec::new(), workers: 1, watch, shutdown_timeout }
+        Master {
+            inherited,
+            image,
+            mask,
+            ignored,
+            asks: Vec::new(),
+            workers: 1,
+            watch,
+            handover: Handover::DrainFirst,
+            check: true,
+            check_command: None,
+            rollback: true,
+            ready: Ready::After(Duration::from_secs(1)),
+            stop_signal: libc::SIGTERM,
+            shutdown_timeout: Duration::from_secs(10),
+            boot_timeout: Duration::from_secs(30),
+            check_timeout: Duration::from_secs(5),
+            status_file: None,
+        }
     }
 
     /// Listens on an address; repeatable. None is allowed: a master of workers without sockets.
@@ -165,7 +239,7 @@ impl Master {
         self
     }
 
-    /// How many workers; default 1, at least 1. SIGTTIN and SIGTTOU change it while the service runs.
+    /// How many workers; default 1, at least 1, at most 65,535. SIGTTIN and SIGTTOU change it while the service runs.
     pub fn workers(mut self, n: usize) -> Master {
         self.workers = n;
         self
@@ -214,9 +288,83 @@ impl Master {
         self
     }
 
-    /// How long workers may finish what they are answering after SIGTERM; then SIGKILL. Default 10 s.
+    /// In which order a reload changes the generations; default [`Handover::DrainFirst`].
+    pub fn handover(mut self, handover: Handover) -> Master {
+        self.handover = handover;
+        self
+    }
+
+    /// Tries the new executable before it replaces the running one; default true. It is started once as a child without
+    /// sockets, runs `main` up to [`Master::run`], and ends there, before anything is bound and before
+    /// [`Master::listen_with`] is asked. If it does not get there in [`Master::check_timeout`], the reload is dropped, what it
+    /// printed is in the log, and the running code serves on.
+    ///
+    /// What `main` does before `run` is thus done twice, the first time while the old code runs.
+    pub fn check(mut self, check: bool) -> Master {
+        self.check = check;
+        self
+    }
+
+    /// A shell command (`sh -c`) that decides whether a new generation of a program ([`Master::run_command`]) may start: exit
+    /// code 0 within [`Master::check_timeout`]; else the reload is dropped and the running code serves on. Not asked at the
+    /// first start. Default: none.
+    pub fn check_command(mut self, command: impl Into<OsString>) -> Master {
+        self.check_command = Some(command.into());
+        self
+    }
+
+    /// Goes back to the last good executable when the workers of a new one do not become ready; default true. That file is
+    /// kept open until the new generation is ready, even if it is deleted. With false, or where the kernel cannot do it
+    /// (elsewhere than on Linux), old workers serve on with [`Handover::Overlap`], and with [`Handover::DrainFirst`] the new
+    /// ones are tried again and again until the next change.
+    pub fn rollback(mut self, rollback: bool) -> Master {
+        self.rollback = rollback;
+        self
+    }
+
+    /// When a worker of [`Master::run_command`] counts as ready; default: after one second.
+    pub fn ready(mut self, ready: Ready) -> Master {
+        self.ready = match ready {
+            Ready::After(time) => Ready::After(bounded(time)),
+            Ready::Notify => Ready::Notify,
+        };
+        self
+    }
+
+    /// The signal's number that asks a worker of [`Master::run_command`] to drain; default SIGTERM (15).
+    pub fn stop_signal(mut self, signal: i32) -> Master {
+        self.stop_signal = signal;
+        self
+    }
+
+    /// How long workers may finish what they are answering after SIGTERM; then SIGKILL. Default 10 s, at most 136 years.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Master {
-        self.shutdown_timeout = timeout;
+        self.shutdown_timeout = bounded(timeout);
+        self
+    }
+
+    /// How long the workers of a new generation may take until all are ready; then it has failed: see [`Master::rollback`].
+    /// Default 30 s, at most 136 years.
+    pub fn boot_timeout(mut self, timeout: Duration) -> Master {
+        self.boot_timeout = bounded(timeout);
+        self
+    }
+
+    /// How long [`Master::check`] and [`Master::check_command`] may take, together; default 5 s, at most 136 years.
+    pub fn check_timeout(mut self, timeout: Duration) -> Master {
+        self.check_timeout = bounded(timeout);
+        self
+    }
+
+    /// Keeps a file that says what the service is doing, as `key='value'` lines that a shell can source: `pid`, `start_time`
+    /// (field 22 of /proc/PID/stat, where there is one), `generation`, `reload` (the number of the last), `state`
+    /// (`starting`, `serving`, `reloading`, `waiting`, `stopping`, `stopped`), `workers` (`slot:pid:generation:state`,
+    /// separated by spaces), `last_error` (why the last reload had no effect; empty: it had), `image`.
+    ///
+    /// Replaced atomically, mode 0644, at every change of these; never written through a symbolic link. One that cannot be
+    /// written is a warning. It stays after the end, with `state='stopped'`. Default: none.
+    pub fn status_file(mut self, path: impl Into<PathBuf>) -> Master {
+        self.status_file = Some(path.into());
         self
     }
 
@@ -229,7 +377,7 @@ impl Master {
 
     /// The least important lines still printed; default [`Level::Info`], or what `REFORK_LOG` says.
     pub fn log_level(self, level: Level) -> Master {
-        log::set_level(level);
+        log::log_level(level);
         self
     }
 
@@ -262,35 +410,53 @@ impl Master {
     ///
     /// As [`Master::run`]; and the program cannot be found or executed.
     pub fn run_command<S: Into<OsString>>(self, argv: impl IntoIterator<Item = S>) -> Result<()> {
-        let argv: Vec<OsString> = argv.into_iter().map(S::into).collect();
-        let Some(name) = argv.first() else {
-            return Err(Error::config("", "COMMAND is empty"));
-        };
-        let shown = name.to_string_lossy().into_owned();
-        let fail = |kind, why: &str| Error::new(Op::Command, shown.clone(), io::Error::new(kind, why));
-        let found = handoff::search(name).filter(|path| path.exists());
-        let found = found.ok_or_else(|| fail(io::ErrorKind::NotFound, "no such file, neither here nor in PATH"))?;
-        let path = handoff::absolute(&found);
-        handoff::executable(&path).map_err(|why| fail(io::ErrorKind::PermissionDenied, &why))?;
-        self.supervise(Job::Command(Command { path, argv }))
+        let mut command = Command { argv: argv.into_iter().map(S::into).collect(), path: None };
+        match command.find() {
+            Ok(path) => command.path = Some(path),
+            // After a re-exec the service is worth more: it goes on trying.
+            Err(e) if self.inherited.token.is_some() && !command.argv.is_empty() => log::warn(e.to_string()),
+            Err(e) => return Err(e),
+        }
+        self.supervise(Job::Command(command))
     }
 
     fn supervise(self, job: Job<'_>) -> Result<()> {
         if !sys::os::is_main_thread() {
             return Err(Error::config("run", "must be called on the main thread"));
         }
-        let wants = self.check()?;
+        let wants = match self.validate() {
+            Ok(wants) => wants,
+            Err(e) if self.inherited.check.is_some() => return Err(e),
+            Err(e) => return Err(self.give_back(e)),
+        };
+        if let Some((fd, nonce)) = self.inherited.check {
+            // This image is only tried: it got here, and that is the answer.
+            let _ = io::Write::write_all(&mut std::fs::File::from(fd), nonce.as_bytes());
+            sys::process::exit_now(0);
+        }
         service::run(self, wants, job)
     }
 
+    /// An image that cannot begin to serve gives the service back to the one before, if that is possible.
+    fn give_back(&self, why: Error) -> Error {
+        let listeners: Vec<&Listener> = self.inherited.listeners.iter().collect();
+        match &self.inherited.token {
+            Some(token) => service::give_back(&self.image, token, &listeners, why),
+            None => why,
+        }
+    }
+
     /// Everything that can be known to be wrong before anything is done. One entry per ask; none for a closure.
-    fn check(&self) -> Result<Vec<Vec<Want>>> {
-        if self.workers == 0 {
-            return Err(Error::config("workers", "must be at least 1"));
+    fn validate(&self) -> Result<Vec<Vec<Want>>> {
+        if !(1..=65_535).contains(&self.workers) {
+            return Err(Error::config(self.workers.to_string(), "is not a number of workers from 1 to 65535"));
         }
         let (quiet, cap) = self.watch.debounce;
         if quiet > cap {
             return Err(Error::config("debounce", "the cap is shorter than the quiet time"));
+        }
+        if !(1..=64).contains(&self.stop_signal) {
+            return Err(Error::config(self.stop_signal.to_string(), "is not a signal"));
         }
         let mut seen: Vec<String> = Vec::new();
         let mut wants = Vec::new();
@@ -316,4 +482,9 @@ impl Master {
         }
         Ok(wants)
     }
+}
+
+/// A deadline is a sum: "for ever" must not overflow it.
+fn bounded(time: Duration) -> Duration {
+    time.min(Duration::from_secs(u32::MAX.into()))
 }

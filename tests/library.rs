@@ -240,7 +240,10 @@ fn an_image_that_cannot_be_executed_costs_nothing() {
     let image = dir.str("probe");
     let cases = [
         ("rm -f IMAGE", "No such file"),
-        ("echo 'echo a shell ran this >&2' > IMAGE; chmod 755 IMAGE", "neither an executable image nor a script with #!"),
+        (
+            "echo 'echo a shell ran this >&2' > IMAGE; chmod 755 IMAGE",
+            "neither an executable image nor a script with #!",
+        ),
         ("rm IMAGE; : > IMAGE; chmod 755 IMAGE", "is empty"),
         ("rm IMAGE; cp /bin/sh IMAGE; chmod 644 IMAGE", "no x-bit"),
         ("rm IMAGE; mkdir IMAGE", "not a regular file"),
@@ -347,7 +350,8 @@ fn an_idle_master_does_not_wake_up() {
     let switches = || {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", proc.pid())).unwrap().flatten();
         let status = tasks.map(|task| std::fs::read_to_string(task.path().join("status")).unwrap());
-        status.flat_map(|s| s.lines().filter(|l| l.contains("ctxt_switches")).map(str::to_owned).collect::<Vec<_>>())
+        status
+            .flat_map(|s| s.lines().filter(|l| l.contains("ctxt_switches")).map(str::to_owned).collect::<Vec<_>>())
             .collect::<Vec<_>>()
     };
     // Settled: the same twice. Then nothing moves while another process lives a second.

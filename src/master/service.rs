@@ -1,23 +1,32 @@
 //! The one loop: wait, turn what happened into events, ask the plan, do what it says.
 
+mod adopt;
+mod check;
+mod exec;
+mod notify;
 mod spawn;
+mod status;
 
 use super::signals::{has_terminal, warn_of_threads, Signals};
 use super::watching::{self, Flags};
-use super::{sockets, Job, Master};
+use super::{sockets, Handover, Job, Master, Ready};
 use crate::error::{Error, Op, Result};
 use crate::handoff::Image;
 use crate::listener::{Listener, Want};
 use crate::log::{self, How, Note};
 use crate::plan::supervise::{Action, Config, Event, Signal, Supervise};
-use crate::plan::token::Token;
 use crate::sys::process::{self, News, Pid};
 use crate::sys::{self, fd::interest, signal};
 use crate::watch::FileChangeWatcher;
+use check::Trial;
+pub(super) use exec::give_back;
 use spawn::{read_channel, Proc};
+use status::Status;
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,27 +48,57 @@ pub(super) struct Service<'a> {
     watches_image: bool,
     flags: Arc<Flags>,
     ignored: u64,
+    ready: Ready,
+    stop_signal: i32,
     shutdown_timeout: Duration,
+    check: bool,
+    check_command: Option<OsString>,
+    rollback: bool,
+    /// The last good image, until this one is.
+    good: Option<OwnedFd>,
+    /// The new code is being tried.
+    trial: Option<Trial>,
+    /// Killed trials that are to be reaped.
+    ended: Vec<Pid>,
+    /// Where git's lock is looked for.
+    roots: Vec<PathBuf>,
+    status: Status,
     /// There is a terminal that could hang up.
     terminal: bool,
     events: VecDeque<Event>,
 }
 
 pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Result<()> {
-    let signals = Signals::install(&master.mask)?;
+    let mut signals = Signals::install(&master.mask)?;
     let token = master.inherited.token.take();
+    let mut events = VecDeque::from([Event::Start]);
+    // Who died between the two images is known before any signal comes through.
+    let (mut procs, ended) = token.as_ref().map(adopt::workers).unwrap_or_default();
+    reap_workers(&mut procs, &job, &mut events);
     signals.unblock();
     let adopted = std::mem::take(&mut master.inherited.listeners);
+    // What a way back would need: a socket that is not wanted here is closed by its owner.
+    let spare = token.as_ref().filter(|token| token.image.is_some()).map_or(Vec::new(), |_| adopt::copies(&adopted));
     let asks = std::mem::take(&mut master.asks);
     // A stop that is asked for meanwhile ends the waiting; the loop answers it.
     let mut pause = |time| {
         let mut pipe = [interest(Some(signals.fd()))];
         sys::fd::poll(&mut pipe, Some(time)).is_err() || pipe[0].revents != 0
     };
-    let (listeners, dropped, found) = sockets::open(asks, wants, adopted, &mut pause)?;
-    let (generation, reload) = token.as_ref().map_or((1, 0), |token| (token.generation, token.reload));
-    if token.is_some() {
-        log::say(&Note::Adopted { reload, listeners: found, workers: 0 });
+    let (listeners, dropped, found) = match (sockets::open(asks, wants, adopted, &mut pause), &token) {
+        (Ok(opened), _) => opened,
+        (Err(e), Some(token)) => {
+            signal::block_all();
+            // Seen already: pending again, for the image that follows.
+            signals.read().into_iter().filter(|byte| *byte > 0).for_each(|byte| signal::raise(byte.into()));
+            return Err(give_back(&master.image, token, &spare.iter().collect::<Vec<_>>(), e));
+        }
+        (Err(e), None) => return Err(e),
+    };
+    drop(spare);
+    if let Some(token) = &token {
+        let (reload, workers) = (token.reload, procs.len());
+        log::say(&Note::Adopted { reload, listeners: found, workers });
     }
     for listener in &listeners {
         // Shared by all who hold the socket: decided once, here.
@@ -70,40 +109,66 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
             log::say(&Note::Listening { addr });
         }
     }
+    let now = sys::now();
+    let good = token.as_ref().and_then(|token| adopt::image(token, master.rollback));
+    let past = token.as_ref().map(|token| adopt::past(token, now, good.is_some())).unwrap_or_default();
     let flags = Arc::new(Flags::default());
     let watches_image = master.watch.executable || matches!(job, Job::Command(_));
-    let mut watcher = watching::watcher(&mut master, &job, &flags);
+    let roots = master.watch.paths.iter().map(|path| crate::handoff::absolute(path)).collect();
+    let quiet = master.watch.debounce.0;
+    let mut watcher = watching::watcher(&mut master, &job, &flags, past.repeats.quiet(quiet));
     watching::arm(&mut watcher, token.is_none())?;
     let slots = match &token {
         Some(token) if token.configured == master.workers => token.slots.max(1),
         _ => master.workers,
     };
+    let ready_after = match (&job, master.ready) {
+        (Job::Serve(_), _) => Some(Duration::from_secs(1)),
+        (Job::Command(_), Ready::After(time)) => Some(time),
+        (Job::Command(_), Ready::Notify) => None,
+    };
     let config = Config {
         slots,
         reexec: matches!(job, Job::Serve(_)),
+        overlap: master.handover == Handover::Overlap,
         watching: watcher.is_some(),
+        ready_after,
         shutdown_timeout: master.shutdown_timeout,
+        boot_timeout: master.boot_timeout,
+        check_timeout: master.check_timeout,
+        quiet,
     };
     let mut service = Service {
         image: master.image,
         job,
-        plan: Supervise::new(config, generation, reload),
+        plan: Supervise::new(now, config, past),
         configured: master.workers,
         listeners,
         dropped,
-        procs: Vec::new(),
+        procs,
         signals,
         watcher,
         watching: false,
         watches_image,
         flags,
         ignored: master.ignored,
+        ready: master.ready,
+        stop_signal: master.stop_signal,
         shutdown_timeout: master.shutdown_timeout,
+        check: master.check,
+        check_command: master.check_command,
+        rollback: master.rollback,
+        good,
+        trial: None,
+        ended,
+        roots,
+        status: Status::new(master.status_file),
         terminal: has_terminal(),
-        events: VecDeque::from([Event::Start]),
+        events,
     };
     warn_of_threads();
     let code = service.go();
+    service.tell_status();
     drop(service.watcher.take());
     service.listeners.iter().chain(&service.dropped).for_each(Listener::unlink);
     let io = |kind, why: &str| io::Error::new(kind, why);
@@ -113,6 +178,31 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
         127 => Err(Error::new(Op::Command, "", io(ErrorKind::NotFound, "its file or interpreter is missing"))),
         _ => Err(Error::new(Op::Command, "", io(ErrorKind::PermissionDenied, "the kernel refused it"))),
     }
+}
+
+/// How a child ended, if it did.
+fn ended(pid: Pid) -> Option<How> {
+    loop {
+        return Some(match process::reap(pid)? {
+            News::Stopped(signal) => {
+                log::warn(format!("process {} is stopped by signal {signal}", pid.get()));
+                continue;
+            }
+            News::Exited(code) => How::Code(code),
+            News::Signaled(signal) => How::Signal(signal),
+            News::Lost => How::Unknown,
+        });
+    }
+}
+
+fn reap_workers(procs: &mut Vec<Proc>, job: &Job<'_>, events: &mut VecDeque<Event>) {
+    procs.retain_mut(|proc| {
+        let Some(how) = ended(proc.pid) else { return true };
+        // What it said last comes before its end.
+        read_channel(proc, job, events);
+        events.push_back(Event::Exited { pid: proc.pid.get(), how });
+        false
+    });
 }
 
 impl Service<'_> {
@@ -133,13 +223,14 @@ impl Service<'_> {
                 }
                 answers.into_iter().rev().for_each(|answer| self.events.push_front(answer));
             }
-            if self.plan.handing_off() {
-                self.hand_off();
-            } else {
-                self.start_watcher();
-                if self.events.is_empty() {
-                    self.wait();
-                }
+            self.tell_status();
+            if let Some(back) = self.plan.execs() {
+                self.hand_off(back);
+                continue;
+            }
+            self.start_watcher();
+            if self.events.is_empty() {
+                self.wait();
             }
         }
     }
@@ -154,7 +245,8 @@ impl Service<'_> {
         if self.watches_image && self.image.is_replaced() {
             let (reload, paths) = (Some(self.plan.next_reload()), vec![self.image.path.clone()]);
             log::say(&Note::Change { reload, paths, more: 0 });
-            self.events.push_back(Event::Change { own: true });
+            let path = self.image.path.clone();
+            self.events.push_back(Event::Change { own: true, others: false, path });
         }
         if let Err(e) = watcher.spawn() {
             log::say(&Note::WatchLost { why: e.to_string() });
@@ -166,15 +258,21 @@ impl Service<'_> {
     fn wait(&mut self) {
         let timeout = self.plan.deadline().map(|deadline| deadline.saturating_sub(sys::now()));
         let mut fds = vec![interest(Some(self.signals.fd()))];
-        fds.extend(self.procs.iter().map(|proc| interest(proc.channel.as_ref().map(AsFd::as_fd))));
+        for proc in &self.procs {
+            fds.push(interest(proc.channel.as_ref().map(AsFd::as_fd)));
+            fds.push(interest(proc.notify.as_ref().map(|notify| notify.socket.as_fd())));
+        }
+        let trial = self.trial.as_ref().map_or([None, None], Trial::channels);
+        fds.extend(trial.map(|channel| interest(channel.map(AsFd::as_fd))));
         if let Err(e) = sys::fd::poll(&mut fds, timeout) {
             log::warn(format!("poll: {e}"));
         }
-        for (proc, fd) in self.procs.iter_mut().zip(&fds[1..]) {
-            if fd.revents != 0 {
+        for (proc, fds) in self.procs.iter_mut().zip(fds[1..].chunks(2)) {
+            if fds.iter().any(|fd| fd.revents != 0) {
                 read_channel(proc, &self.job, &mut self.events);
             }
         }
+        self.trial.iter_mut().for_each(Trial::read);
         if fds[0].revents != 0 {
             let signals = self.signals.read();
             self.take_signals(&signals);
@@ -221,86 +319,29 @@ impl Service<'_> {
     }
 
     fn take_flags(&mut self) {
-        if self.flags.changed.swap(false, SeqCst) {
-            let own = self.flags.own.swap(false, SeqCst);
-            self.events.push_back(Event::Change { own });
-        }
+        self.events.extend(self.flags.take_change());
         if self.flags.lost.swap(false, SeqCst) {
+            self.watcher = None;
             self.events.push_back(Event::WatchLost);
         }
     }
 
     fn reap(&mut self) {
-        let (events, job) = (&mut self.events, &self.job);
-        self.procs.retain_mut(|proc| loop {
-            let how = match process::reap(proc.pid) {
-                None => return true,
-                Some(News::Stopped(signal)) => {
-                    let (slot, pid) = (proc.slot, proc.pid.get());
-                    log::warn(format!("worker {slot} (pid {pid}) is stopped by signal {signal}"));
-                    continue;
-                }
-                Some(News::Exited(code)) => How::Code(code),
-                Some(News::Signaled(signal)) => How::Signal(signal),
-                Some(News::Lost) => How::Unknown,
-            };
-            // What it said last comes before its end.
-            read_channel(proc, job, events);
-            events.push_back(Event::Exited { pid: proc.pid.get(), how });
-            return false;
-        });
+        reap_workers(&mut self.procs, &self.job, &mut self.events);
+        self.reap_trial();
         if sys::os::inherits_orphans() {
-            process::reap_orphans(|pid| self.procs.iter().any(|proc| proc.pid.get() == pid));
+            let others = self.trial.iter().map(Trial::pid).chain(self.ended.iter().copied());
+            let ours: Vec<Pid> = self.procs.iter().map(|proc| proc.pid).chain(others).collect();
+            process::reap_orphans(|pid| ours.iter().any(|ours| ours.get() == pid));
         }
-    }
-
-    /// The exact order of an exec: gate, block all, look into the self-pipe, exec. What was in the pipe is acted upon first,
-    /// and what comes later is pending in the next image.
-    fn hand_off(&mut self) {
-        let gate = process::gate();
-        let before = signal::block_all();
-        let signals = self.signals.read();
-        if signals.is_empty() {
-            let why = self.exec();
-            self.events.push_back(Event::ExecFailed { why: why.to_string() });
-        }
-        signal::set_mask(&before);
-        drop(gate);
-        self.take_signals(&signals);
-    }
-
-    /// Returns only the error.
-    fn exec(&self) -> Error {
-        let fds: Vec<RawFd> = self.listeners.iter().map(AsRawFd::as_raw_fd).collect();
-        let token = Token {
-            pid: std::process::id(),
-            generation: self.plan.generation(),
-            reload: self.plan.reload(),
-            slots: self.plan.slots(),
-            configured: self.configured,
-            mask: self.signals.before.bits(),
-            ignored: self.ignored,
-            path: self.image.path.clone(),
-            state: self.image.state(),
-            listeners: self.listeners.iter().map(Listener::carry).collect(),
-            ..Token::default()
-        };
-        let (reload, path) = (self.plan.reload(), self.image.path.clone());
-        let list = fds.iter().map(RawFd::to_string).collect::<Vec<_>>().join(",");
-        log::say(&Note::Exec { reload, path, fds: list });
-        let shown = self.image.path.display().to_string();
-        let looked = self.image.look();
-        let error = match looked {
-            Ok(()) => self.image.replace(&self.image.argv, &fds, Some(&token.encode())),
-            Err(why) => io::Error::other(why),
-        };
-        Error::new(Op::Exec, shown, error)
     }
 }
 
 /// Does one thing; the fact that answers it, if there is one.
 fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
-    let signal = |pid, signal| match Pid::new(pid).map(|pid| process::kill(pid, signal)) {
+    // One that has been reaped, and whose end the plan has not heard of yet, may have given its number to a stranger.
+    let proc = |pid| service.procs.iter().map(|proc| proc.pid).find(|proc| proc.get() == pid);
+    let signal = |pid, signal| match proc(pid).map(|pid| process::kill(pid, signal)) {
         Some(Err(e)) => log::warn(format!("cannot signal worker {pid}: {e}")),
         Some(Ok(())) | None => {}
     };
@@ -310,7 +351,11 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
             Err(e) => Event::ForkFailed { slot, why: e.to_string() },
         }),
         Action::Term { pid } => {
-            signal(pid, libc::SIGTERM);
+            let stop = match service.job {
+                Job::Serve(_) => libc::SIGTERM,
+                Job::Command(_) => service.stop_signal,
+            };
+            signal(pid, stop);
             // A stopped worker would not see it.
             signal(pid, libc::SIGCONT);
             None
@@ -318,16 +363,26 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
         Action::Kill { pid } => {
             signal(pid, libc::SIGKILL);
             // With whatever it has started in its group.
-            let _ = Pid::new(pid).map(|pid| process::kill_group(pid, libc::SIGKILL));
+            let _ = proc(pid).map(|pid| process::kill_group(pid, libc::SIGKILL));
             None
         }
         Action::Relay { pid } => {
             signal(pid, libc::SIGUSR1);
             None
         }
-        Action::Look => Some(Event::Looked(service.image.look())),
-        Action::CloseDropped => {
+        Action::Look { reexec, only_own, last } => Some(Event::Looked(service.look(reexec, only_own, last))),
+        Action::Check { reexec } => service.begin_check(reexec),
+        Action::EndCheck => {
+            service.end_check();
+            None
+        }
+        Action::Settled => {
             service.dropped.drain(..).for_each(|listener| listener.unlink());
+            service.good = None;
+            None
+        }
+        Action::Quiet { quiet } => {
+            service.watcher.iter().for_each(|watcher| watching::set_quiet(watcher, quiet));
             None
         }
         Action::Say(note) => {
@@ -335,6 +390,6 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
             None
         }
         // The loop asks the plan.
-        Action::HandOff | Action::Exit { .. } => None,
+        Action::HandOff | Action::RollBack | Action::Exit { .. } => None,
     }
 }

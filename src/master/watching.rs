@@ -3,36 +3,65 @@
 use super::{Job, Master};
 use crate::error::Result;
 use crate::log::{self, Note};
+use crate::plan::supervise::Event;
+use crate::plan::token::Watched;
 use crate::sys::signal;
 use crate::watch::FileChangeWatcher;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What the watcher's thread leaves for the loop, beside a byte in the self-pipe.
 #[derive(Default)]
 pub(super) struct Flags {
-    pub(super) changed: AtomicBool,
-    pub(super) own: AtomicBool,
+    /// What has changed since it was last taken.
+    change: Mutex<Option<Change>>,
     pub(super) lost: AtomicBool,
     /// The number that the next change's line carries.
     pub(super) reload: Arc<AtomicU64>,
 }
 
-pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) -> Option<FileChangeWatcher> {
+/// Of the master's own image, of other files, and one path of it.
+struct Change {
+    own: bool,
+    others: bool,
+    path: PathBuf,
+}
+
+impl Flags {
+    fn changed(&self, own: Option<&Path>, paths: &[PathBuf]) {
+        let is_own = |path: &PathBuf| Some(path.as_path()) == own;
+        let (own, others) = (paths.iter().any(is_own), paths.iter().any(|path| !is_own(path)));
+        let mut change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = paths.iter().min().cloned().unwrap_or_default();
+        let before = change.get_or_insert(Change { own, others, path });
+        (before.own, before.others) = (before.own || own, before.others || others);
+    }
+
+    pub(super) fn take_change(&self) -> Option<Event> {
+        let change = self.change.lock().unwrap_or_else(PoisonError::into_inner).take();
+        change.map(|Change { own, others, path }| Event::Change { own, others, path })
+    }
+}
+
+pub(super) fn watcher(
+    master: &mut Master,
+    job: &Job<'_>,
+    flags: &Arc<Flags>,
+    quiet: Duration,
+) -> Option<FileChangeWatcher> {
     let watch = &mut master.watch;
     if watch.paths.is_empty() && !watch.executable {
         return None;
     }
     let (image, command) = match job {
         Job::Serve(_) => (watch.executable.then(|| master.image.path.clone()), None),
-        Job::Command(command) => (Some(master.image.path.clone()), Some(command.path.clone())),
+        Job::Command(command) => (Some(master.image.path.clone()), command.path.clone()),
     };
     let (own, seen, lost) = (image.clone(), flags.clone(), flags.clone());
     let mut watcher = FileChangeWatcher::new(std::mem::take(&mut watch.paths), move |paths| {
-        if own.as_ref().is_some_and(|own| paths.contains(own)) {
-            seen.own.store(true, SeqCst);
-        }
-        seen.changed.store(true, SeqCst);
+        seen.changed(own.as_deref(), paths);
         signal::wake(0);
     });
     for path in image.into_iter().chain(command) {
@@ -47,13 +76,21 @@ pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) ->
     if let Some(filter) = watch.filter.take() {
         watcher = watcher.watch_filter(filter);
     }
-    let (quiet, cap) = watch.debounce;
-    watcher = watcher.debounce(quiet, cap).backend(watch.backend).reload_number(flags.reload.clone());
+    watcher =
+        watcher.debounce(quiet, watch.debounce.1.max(quiet)).backend(watch.backend).reload_number(flags.reload.clone());
     Some(watcher.on_lost(move |_| {
         lost.lost.store(true, SeqCst);
         signal::wake(0);
     }))
 }
+
+/// What the next image needs to lose no change: its watcher goes on where this one stops.
+pub(super) fn carry(_watcher: &FileChangeWatcher) -> Watched {
+    Watched::Nothing
+}
+
+/// The quiet time from now on.
+pub(super) fn set_quiet(_watcher: &FileChangeWatcher, _quiet: Duration) {}
 
 /// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more.
 pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool) -> Result<()> {

@@ -88,6 +88,10 @@ pub(crate) struct Child<'a> {
     pub(crate) abandon: &'a [RawFd],
     /// The child's end of its socketpair.
     pub(crate) channel: RawFd,
+    /// Where its standard output and error go; `None`: where the master's go.
+    pub(crate) output: Option<RawFd>,
+    /// What it gets when the master dies, where the kernel offers that.
+    pub(crate) death: libc::c_int,
     /// The master.
     pub(crate) parent: u32,
     /// Seconds to finish in when the master is dead.
@@ -116,7 +120,11 @@ fn begin_child(child: &Child<'_>) {
     // SAFETY: no pointers. It fails only if the child were a session leader, which it is not.
     unsafe { libc::setpgid(0, 0) };
     null_stdin();
-    os::die_with_parent(libc::SIGTERM);
+    for target in child.output.iter().flat_map(|_| [1, 2]) {
+        // SAFETY: both are ints; the output is the master's open descriptor.
+        unsafe { libc::dup2(child.output.unwrap_or(target), target) };
+    }
+    os::die_with_parent(child.death);
     // SAFETY: no arguments.
     let parent = unsafe { libc::getppid() };
     if parent != child.parent as libc::pid_t {
@@ -154,8 +162,15 @@ pub(crate) struct Program {
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
 impl Program {
-    /// `env` without LISTEN_PID, which is added when there are `sockets` (they become 3, 4, ... in this order).
-    pub(crate) fn new(path: CString, argv: Vec<CString>, env: Vec<CString>, sockets: Vec<RawFd>) -> Program {
+    /// `sockets` become 3, 4, ... in this order. `listen`: they are sockets in the systemd convention, and LISTEN_PID is
+    /// added to `env`.
+    pub(crate) fn new(
+        path: CString,
+        argv: Vec<CString>,
+        env: Vec<CString>,
+        sockets: Vec<RawFd>,
+        listen: bool,
+    ) -> Program {
         let mut program = Program {
             path,
             argv,
@@ -166,7 +181,7 @@ impl Program {
             sockets,
         };
         program.argv_pointers = pointers(&program.argv, None);
-        let pid = (!program.sockets.is_empty()).then_some(program.listen_pid.as_ptr());
+        let pid = listen.then_some(program.listen_pid.as_ptr());
         program.env_pointers = pointers(&program.env, pid);
         program
     }
@@ -212,7 +227,7 @@ impl Program {
     }
 }
 
-fn pointers(strings: &[CString], extra: Option<*const u8>) -> Vec<*const libc::c_char> {
+pub(super) fn pointers(strings: &[CString], extra: Option<*const u8>) -> Vec<*const libc::c_char> {
     let all = strings.iter().map(|s| s.as_ptr());
     all.chain(extra.map(<*const u8>::cast)).chain([std::ptr::null()]).collect()
 }

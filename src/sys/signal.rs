@@ -82,6 +82,12 @@ pub(crate) fn begin_drain() {
     }
 }
 
+/// raise(3): with the signal blocked it stays pending, also across an exec.
+pub(crate) fn raise(signal: libc::c_int) {
+    // SAFETY: no pointers; a wrong number is answered with an error.
+    unsafe { libc::raise(signal) };
+}
+
 /// Has SIGTERM been seen by this worker?
 pub(crate) fn draining() -> bool {
     DRAINING.load(SeqCst)

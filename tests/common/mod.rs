@@ -1,7 +1,7 @@
 //! Real processes for the tests: started, heard line by line, signalled, and gone at the end whatever happens.
 //!
 //! Nothing here sleeps to wait for something: lines, exits and answers are waited for, under one generous ceiling.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -46,7 +46,8 @@ impl Dir {
 
     /// Writes a file aside and renames it into place.
     pub fn save(&self, name: &str, text: &str) -> String {
-        let aside = self.path(&format!(".{name}.new"));
+        let name_only = name.rsplit('/').next().unwrap();
+        let aside = self.path(name).with_file_name(format!(".{name_only}.new"));
         std::fs::write(&aside, text).unwrap();
         std::fs::rename(&aside, self.path(name)).unwrap();
         self.str(name)
@@ -62,11 +63,8 @@ impl Dir {
     /// A copy of the probe server whose code is `tag`, renamed into place.
     pub fn probe(&self, name: &str, tag: &str) -> String {
         let probe = example("probe");
-        let script = format!(
-            "cp '{}' '{1}.new' && cat >> '{1}.new' && mv '{1}.new' '{1}'",
-            probe.display(),
-            self.str(name)
-        );
+        let script =
+            format!("cp '{}' '{1}.new' && cat >> '{1}.new' && mv '{1}.new' '{1}'", probe.display(), self.str(name));
         sh(&script, &format!("TAG:{tag}"));
         self.str(name)
     }
@@ -80,12 +78,8 @@ impl Drop for Dir {
 
 /// Runs a shell script with `input`; it must succeed.
 pub fn sh(script: &str, input: &str) -> String {
-    let mut child = Command::new("sh")
-        .args(["-ec", script])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        Command::new("sh").args(["-ec", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{script}: {}", output.status);
@@ -108,8 +102,12 @@ impl Proc {
         Proc::spawn(command)
     }
 
-    pub fn spawn(mut command: Command) -> Proc {
-        command.stderr(Stdio::piped()).stdout(Stdio::piped()).stdin(Stdio::null());
+    pub fn spawn(command: Command) -> Proc {
+        Proc::spawn_with(command, Stdio::null())
+    }
+
+    pub fn spawn_with(mut command: Command, stdin: Stdio) -> Proc {
+        command.stderr(Stdio::piped()).stdout(Stdio::piped()).stdin(stdin);
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let (send, lines) = channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -248,8 +246,15 @@ pub fn get(addr: &str, path: &str) -> Result<String, String> {
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).map_err(|e| format!("write: {e}"))?;
     stream.read_to_string(&mut answer).map_err(|e| format!("read: {e}, after {answer:?}"))?;
     match answer.split_once("\r\n\r\n") {
-        Some((_, body)) if body.ends_with("end\n") => Ok(body.to_owned()),
+        Some((head, body)) if complete(head, body) => Ok(body.to_owned()),
         _ => Err(format!("incomplete: {answer:?}")),
+    }
+}
+
+fn complete(head: &str, body: &str) -> bool {
+    match head.split_once("Content-Length: ") {
+        Some((_, length)) => length.lines().next() == Some(&body.len().to_string()),
+        None => body.ends_with("end\n"),
     }
 }
 

@@ -1,15 +1,17 @@
 //! The server under test: it tells about itself, and does on request what servers do by accident.
 //!
 //! `probe KEY=VALUE...`: `bind=ADDR`, `bind=NAME=ADDR`, `workers=N`, `watch=PATH`, `watch=executable`, `timeout=MS`,
-//! `debounce=MS`, `poll=MS`, `serve=accept|listeners`, `thread=1`. Its version is what follows `TAG:` at the end of its own
-//! file, so that a copy with another tag is new code; a tag that contains `unwell` makes workers fail at boot.
+//! `debounce=MS`, `poll=MS`, `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`,
+//! `rollback=off`, `status=PATH`. Its version is what follows `TAG:` at the end of its own file, so that a copy with another
+//! tag is new code. A tag that contains one of these words is code that is ill: `crashes`, `exits`, `hangs` in `main`;
+//! `unwell`, `aborts`, `dawdles` (is never ready) in its workers.
 //!
 //! `probe plain TEXTFILE` is a program for `refork run` that knows nothing of refork: it serves the socket that is its
 //! standard input (`0<&3`) and drains on nothing.
 
 #![allow(clippy::expect_used)]
 
-use refork::{Backend, Master, Worker};
+use refork::{Backend, Handover, Master, Worker};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
@@ -20,8 +22,19 @@ fn main() -> refork::Result<()> {
     if std::env::args().nth(1).as_deref() == Some("plain") {
         plain();
     }
-    let mut master = Master::new();
     let tag = tag();
+    match tag.split('-').next().unwrap_or_default() {
+        "crashes" => {
+            eprintln!("about to crash");
+            std::process::abort()
+        }
+        "exits" => return Ok(()),
+        "hangs" => loop {
+            std::thread::park();
+        },
+        _ => {}
+    }
+    let mut master = Master::new();
     let mut own_loop = false;
     for arg in std::env::args().skip(1) {
         let (key, value) = arg.split_once('=').expect("KEY=VALUE");
@@ -37,6 +50,12 @@ fn main() -> refork::Result<()> {
             "watch" => master.watch(value),
             "timeout" => master.shutdown_timeout(ms()),
             "debounce" => master.debounce(ms(), 10 * ms()),
+            "handover" => master.handover(if value == "overlap" { Handover::Overlap } else { Handover::DrainFirst }),
+            "check" if value == "off" => master.check(false),
+            "check" => master.check_timeout(ms()),
+            "boot" => master.boot_timeout(ms()),
+            "rollback" => master.rollback(value != "off"),
+            "status" => master.status_file(value),
             "poll" => master.backend(Backend::Poll(ms())),
             "serve" => {
                 own_loop = value == "listeners";
@@ -52,6 +71,15 @@ fn main() -> refork::Result<()> {
     master.run(|worker| {
         if tag.contains("unwell") {
             return Err(io::Error::other("unwell"));
+        }
+        if tag.contains("aborts") {
+            std::process::abort();
+        }
+        if tag.contains("dawdles") {
+            while !worker.draining() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            return Ok(());
         }
         match own_loop {
             true => poll_loop(worker, &tag),
@@ -80,8 +108,11 @@ fn accept_loop(worker: &mut Worker, tag: &str) -> io::Result<()> {
 /// An event loop of one's own, as the documentation describes it; here it is as simple as possible: nothing is awaited, for
 /// a test is patient, but every wake-up goes through the same steps.
 fn poll_loop(worker: &mut Worker, tag: &str) -> io::Result<()> {
-    let listeners: Vec<TcpListener> =
-        worker.listeners().iter().map(|l| l.as_tcp().expect("a TCP listener").try_clone()).collect::<io::Result<_>>()?;
+    let listeners: Vec<TcpListener> = worker
+        .listeners()
+        .iter()
+        .map(|l| l.as_tcp().expect("a TCP listener").try_clone())
+        .collect::<io::Result<_>>()?;
     loop {
         let draining = worker.draining();
         for listener in &listeners {
