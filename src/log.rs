@@ -395,9 +395,9 @@ impl Display for Note {
             Note::KillingAll { workers } => write!(f, "stopping at once: SIGKILL to {}", Workers(*workers)),
             Note::Stopped => f.write_str("stopped"),
             Note::CannotBoot { why, waiting: true } => {
-                write!(f, "workers cannot boot: {why}; waiting for the next change")
+                write!(f, "workers cannot boot ({why}); waiting for the next change")
             }
-            Note::CannotBoot { why, .. } => write!(f, "workers cannot boot: {why}"),
+            Note::CannotBoot { why, .. } => write!(f, "workers cannot boot ({why})"),
             Note::WatchLost { why } => write!(f, "auto-reload disabled: {why}"),
             Note::Plain(_, text) => f.write_str(text),
         }

@@ -4,7 +4,7 @@
 //! `debounce=MS`, `poll=MS`, `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`,
 //! `rollback=off`, `status=PATH`. Its version is what follows `TAG:` at the end of its own file, so that a copy with another
 //! tag is new code. A tag that contains one of these words is code that is ill: `crashes`, `exits`, `hangs` in `main`;
-//! `unwell`, `aborts`, `dawdles` (is never ready) in its workers.
+//! `misconfigured`, `rebinds` in `run`; `unwell`, `aborts`, `dawdles` (is never ready) in its workers.
 //!
 //! `probe plain TEXTFILE` is a program for `refork run` that knows nothing of refork: it serves the socket that is its
 //! standard input (`0<&3`) and drains on nothing.
@@ -67,6 +67,11 @@ fn main() -> refork::Result<()> {
             }
             _ => panic!("unknown key {key}"),
         };
+    }
+    if tag == "misconfigured" {
+        master = master.workers(0);
+    } else if tag == "rebinds" {
+        master = master.bind("fd://999");
     }
     master.run(|worker| {
         if tag.contains("unwell") {

@@ -121,7 +121,11 @@ impl Supervise {
         let retry = retry.filter(|_| !gives_up);
         out.push(Action::Say(Note::Died { slot, pid, how, age, retry }));
         if gives_up {
-            self.boot_failed(now, format!("workers of the new code die before they are ready: {how}"), out);
+            let why = match self.ever_ready {
+                true => format!("workers of the new code die before they are ready: {how}"),
+                false => format!("{failures} attempts"),
+            };
+            self.boot_failed(now, why, out);
         }
         self.fork_due(now, out);
     }
@@ -130,7 +134,7 @@ impl Supervise {
     pub(super) fn give_up(&mut self, now: Moment, why: String, out: &mut Vec<Action>) {
         let waiting = self.config.watching;
         out.push(Action::Say(Note::CannotBoot { why: why.clone(), waiting }));
-        self.last_error = why;
+        self.last_error = format!("workers cannot boot ({why})");
         if waiting {
             self.phase = Phase::Dormant;
             self.slots.iter_mut().for_each(|slot| slot.due = None);
