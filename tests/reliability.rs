@@ -39,6 +39,17 @@ fn status(path: &str, key: &str) -> String {
     sh(&format!(". '{path}'; printf %s \"${key}\""), "")
 }
 
+/// The line comes a moment before the file.
+fn status_is(path: &str, key: &str, value: &str) {
+    for _ in 0..400 {
+        if status(path, key) == value {
+            return;
+        }
+        sh("sleep 0.02", "");
+    }
+    panic!("{key} is {:?}, not {value:?}", status(path, key));
+}
+
 #[test]
 fn overlap_loses_nothing_under_load_and_somebody_always_accepts() {
     let dir = Dir::new();
@@ -49,9 +60,9 @@ fn overlap_loses_nothing_under_load_and_somebody_always_accepts() {
         proc.signal("HUP");
         let line = proc.line(&format!("reload #{reload}: done after SIGHUP"));
         assert!(line.contains(" gap 0 ms"), "{line}");
-        loads.iter().for_each(|load| drop(load.until(&format!("tag=v{}", reload + 1))));
+        loads.iter().for_each(|load| _ = load.until(&format!("tag=v{}", reload + 1)));
     }
-    loads.into_iter().for_each(|load| drop(load.stop()));
+    loads.into_iter().for_each(|load| _ = load.stop());
     for stage in
         ["checking", "exec", "adopted 1 listener(s), 2 workers", "ready: generation 2", "draining 2", "drained"]
     {
@@ -190,9 +201,10 @@ fn code_that_does_not_boot_is_rolled_back_and_only_other_code_is_tried() {
             reload += 1;
             let line = proc.line(&format!("reload #{reload}: dropped"));
             assert!(line.contains("is the image that failed before"), "{line}");
-            assert_eq!(status(&status_file, "reload"), reload.to_string());
+            status_is(&status_file, "reload", &reload.to_string());
+            status_is(&status_file, "state", "serving");
             assert!(status(&status_file, "last_error").contains("failed before"));
-            good = format!("after-{ill}");
+            good = format!("good{reload}");
             dir.probe("probe", &good);
             proc.signal("HUP");
             reload += 1;
@@ -405,16 +417,7 @@ fn the_status_file_says_what_is_and_is_never_written_through_a_link() {
     assert_eq!(get("pid"), proc.pid().to_string());
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", proc.pid())).unwrap();
     assert_eq!(get("start_time"), stat.rsplit(") ").next().unwrap().split(' ').nth(19).unwrap());
-    // The line comes a moment before the file.
-    let until = |key: &str, value: &str| {
-        for _ in 0..400 {
-            if get(key) == value {
-                return;
-            }
-            sh("sleep 0.02", "");
-        }
-        panic!("{key} is {:?}, not {value:?}", get(key));
-    };
+    let until = |key: &str, value: &str| status_is(&quoted, key, value);
     until("state", "serving");
     let workers: Vec<u32> = get("workers").split(' ').map(|w| w.split(':').nth(1).unwrap().parse().unwrap()).collect();
     let mut children = proc.children().0;
@@ -509,4 +512,132 @@ fn thirty_overlaps_and_roll_backs_leave_nothing_behind() {
         assert_eq!(*first.get_or_insert(now), now, "round {round}: ((fds, threads) of the master, fds of a worker)");
     }
     proc.stop();
+}
+
+#[test]
+fn gits_lock_holds_a_reload() {
+    let dir = Dir::new();
+    let tree = dir.str("tree");
+    sh(&format!("mkdir -p '{tree}/.git' '{tree}/src'; : > '{tree}/.git/index.lock'"), "");
+    let (mut proc, addr) = probe(&dir, &[&format!("watch={tree}/src")]);
+    proc.signal("HUP");
+    proc.line("reload #1: waiting: git is at work");
+    get(&addr, "/").unwrap();
+    assert_eq!(proc.count("draining"), 0);
+    sh(&format!("rm '{tree}/.git/index.lock'"), "");
+    proc.line("reload #1: done");
+    proc.stop();
+}
+
+/// A master whose workers are `probe plain`, which serves the text of a file as it was when the worker started.
+fn command(dir: &Dir, text: &str, args: &[&str]) -> (Proc, String) {
+    let image = dir.probe("probe", "master");
+    let plain = example("probe");
+    let text = dir.save("text", text);
+    let command = format!("command=exec '{}' plain '{text}' 0<&3", plain.display());
+    let limits = ["bind=127.0.0.1:0", "check=10000", "boot=10000", command.as_str()];
+    let mut proc = Proc::start(image, &[&limits[..], args].concat());
+    let addr = proc.addr();
+    proc.line("ready: generation 1");
+    (proc, addr)
+}
+
+fn text(addr: &str) -> String {
+    field(&get(addr, "/").unwrap(), "text")
+}
+
+#[test]
+fn command_overlap_starts_the_new_beside_the_old_and_gives_up_what_does_not_boot() {
+    let dir = Dir::new();
+    let (mut proc, addr) = command(&dir, "one", &["handover=overlap", "ready=notify", "workers=2", "boot=3000"]);
+    let load = Load::start(&addr);
+    for (i, word) in ["two", "three"].into_iter().enumerate() {
+        dir.save("text", word);
+        proc.signal("HUP");
+        let line = proc.line(&format!("reload #{}: done", i + 1));
+        assert!(line.contains("exec 0 ms") && line.contains("gap 0 ms"), "{line}");
+        load.until(&format!("text={word}"));
+    }
+    // `plain` says nothing then; or it fails.
+    for (i, (ill, why)) in
+        [("dawdles", "not all workers are ready after 3000 ms"), ("fails", "die before they are ready: exit code 7")]
+            .into_iter()
+            .enumerate()
+    {
+        dir.save("text", ill);
+        proc.signal("HUP");
+        let line = proc.line(&format!("reload #{}: abandoned", i + 3));
+        assert!(line.contains(why) && line.contains("2 workers of the old code serve on"), "{line}");
+        settle(&proc, 2);
+        assert_eq!(text(&addr), "three");
+    }
+    dir.save("text", "four");
+    proc.signal("HUP");
+    proc.line("reload #5: done");
+    // The master itself, on demand: COMMAND's workers live through it.
+    proc.signal("USR2");
+    proc.line("reload #6: exec ");
+    proc.line("reload #6: adopted 1 listener(s), 2 workers");
+    proc.line("reload #6: done after SIGUSR2");
+    load.stop();
+    assert_eq!(text(&addr), "four");
+    settle(&proc, 2);
+    proc.stop();
+}
+
+#[test]
+fn command_drain_first_tries_again_until_the_next_change() {
+    let dir = Dir::new();
+    let (mut proc, addr) = command(&dir, "one", &["ready=notify"]);
+    dir.save("text", "fails");
+    proc.signal("HUP");
+    proc.line("reload #1: abandoned");
+    proc.line("died: exit code 7");
+    dir.save("text", "two");
+    proc.signal("HUP");
+    proc.line("reload #2: done");
+    assert_eq!(text(&addr), "two");
+    proc.stop();
+}
+
+#[test]
+fn a_check_command_decides_whether_a_new_generation_starts() {
+    for order in ORDERS {
+        let dir = Dir::new();
+        let check = format!("checkcmd=echo looking at it; grep -q good {}", dir.str("text"));
+        let (mut proc, addr) = command(&dir, "good1", &[order, "ready=notify", &check]);
+        let before = field(&get(&addr, "/").unwrap(), "pid");
+        dir.save("text", "ill");
+        proc.signal("HUP");
+        proc.line("check: looking at it");
+        let line = proc.line("reload #1: dropped");
+        assert!(line.contains("failed (exit code 1)"), "{line}");
+        assert_eq!(field(&get(&addr, "/").unwrap(), "pid"), before);
+        dir.save("text", "good2");
+        proc.signal("HUP");
+        proc.line("reload #2: done");
+        assert_eq!(text(&addr), "good2");
+        // A re-exec tries the image as well.
+        dir.probe("probe", "exits");
+        proc.signal("USR2");
+        proc.line("reload #3: checking echo looking");
+        proc.line("reload #3: checking /");
+        proc.line("reload #3: dropped");
+        settle(&proc, 1);
+        proc.stop();
+    }
+}
+
+#[test]
+fn the_stop_signal_is_what_command_wants() {
+    let dir = Dir::new();
+    let script = "command=trap 'echo got usr1 >&2; exit 0' USR1; trap '' TERM; while :; do sleep 0.05; done";
+    let image = dir.probe("probe", "master");
+    let mut proc = Proc::start(image, &["ready=100", "stop=10", script]);
+    proc.line("ready: generation 1");
+    proc.signal("HUP");
+    proc.line("got usr1");
+    proc.line("reload #1: done");
+    proc.stop();
+    assert_eq!(proc.count("got usr1"), 2, "{}", proc.log());
 }

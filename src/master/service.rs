@@ -117,7 +117,8 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
     let roots = master.watch.paths.iter().map(|path| crate::handoff::absolute(path)).collect();
     let quiet = master.watch.debounce.0;
     let mut watcher = watching::watcher(&mut master, &job, &flags, past.repeats.quiet(quiet));
-    watching::arm(&mut watcher, token.is_none())?;
+    let watched = token.as_ref().map(|token| token.watched).unwrap_or_default();
+    watching::arm(&mut watcher, token.is_none(), watched)?;
     let slots = match &token {
         Some(token) if token.configured == master.workers => token.slots.max(1),
         _ => master.workers,

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::log::{self, Note};
 use crate::plan::supervise::Event;
 use crate::plan::token::Watched;
-use crate::sys::signal;
+use crate::sys::{self, signal};
 use crate::watch::FileChangeWatcher;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -92,8 +92,13 @@ pub(super) fn carry(_watcher: &FileChangeWatcher) -> Watched {
 /// The quiet time from now on.
 pub(super) fn set_quiet(_watcher: &FileChangeWatcher, _quiet: Duration) {}
 
-/// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more.
-pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool) -> Result<()> {
+/// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more. `watched` is what
+/// the image before has carried.
+pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool, watched: Watched) -> Result<()> {
+    let _queue = match watched {
+        Watched::Queue(fd) => sys::fd::adopt_own(fd).ok(),
+        Watched::Nothing | Watched::Digest(_) => None,
+    };
     match watcher.as_mut().map(FileChangeWatcher::arm) {
         Some(Err(e)) if !first => {
             log::say(&Note::WatchLost { why: e.to_string() });

@@ -2,7 +2,7 @@
 //!
 //! `probe KEY=VALUE...`: `bind=ADDR`, `bind=NAME=ADDR`, `workers=N`, `watch=PATH`, `watch=executable`, `timeout=MS`,
 //! `debounce=MS`, `poll=MS`, `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`,
-//! `rollback=off`, `status=PATH`. Its version is what follows `TAG:` at the end of its own file, so that a copy with another
+//! `rollback=off`, `status=PATH`, and for `command=SCRIPT`, which sh runs: `ready=MS|notify`, `checkcmd=CMD`, `stop=N`. Its version is what follows `TAG:` at the end of its own file, so that a copy with another
 //! tag is new code. A tag that contains one of these words is code that is ill: `crashes`, `exits`, `hangs` in `main`;
 //! `misconfigured`, `rebinds` in `run`; `unwell`, `aborts`, `dawdles` (is never ready) in its workers.
 //!
@@ -11,7 +11,7 @@
 
 #![allow(clippy::expect_used)]
 
-use refork::{Backend, Handover, Master, Worker};
+use refork::{Backend, Handover, Master, Ready, Worker};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
@@ -36,6 +36,7 @@ fn main() -> refork::Result<()> {
     }
     let mut master = Master::new();
     let mut own_loop = false;
+    let mut command = None;
     for arg in std::env::args().skip(1) {
         let (key, value) = arg.split_once('=').expect("KEY=VALUE");
         let ms = || Duration::from_millis(value.parse().expect("milliseconds"));
@@ -61,6 +62,14 @@ fn main() -> refork::Result<()> {
                 own_loop = value == "listeners";
                 master
             }
+            "ready" if value == "notify" => master.ready(Ready::Notify),
+            "ready" => master.ready(Ready::After(ms())),
+            "checkcmd" => master.check_command(value),
+            "stop" => master.stop_signal(value.parse().expect("a signal's number")),
+            "command" => {
+                command = Some(value.to_owned());
+                master
+            }
             "thread" => {
                 std::thread::Builder::new().name("stranger".into()).spawn(std::thread::park).expect("a thread");
                 master
@@ -72,6 +81,9 @@ fn main() -> refork::Result<()> {
         master = master.workers(0);
     } else if tag == "rebinds" {
         master = master.bind("fd://999");
+    }
+    if let Some(command) = command {
+        return master.run_command(["/bin/sh", "-c", &command]);
     }
     master.run(|worker| {
         if tag.contains("unwell") {
@@ -192,6 +204,11 @@ fn plain() -> ! {
     let env = |key: &str| std::env::var(key).unwrap_or_default();
     assert_eq!(env("LISTEN_PID"), std::process::id().to_string(), "LISTEN_PID is this process");
     let text = std::env::args().nth(2).map(|path| std::fs::read_to_string(path).expect("the text"));
+    match text.as_deref().map(str::trim) {
+        Some("fails") => std::process::exit(7),
+        Some("dawdles") => {}
+        _ => notify(&env("NOTIFY_SOCKET")).expect("to notify"),
+    }
     // The shell put the first socket here: `0<&3`.
     let listener = TcpListener::from(io::stdin().as_fd().try_clone_to_owned().expect("standard input"));
     loop {
@@ -210,4 +227,19 @@ fn plain() -> ! {
         }
         let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\n{body}end\n");
     }
+}
+
+/// sd_notify(3).
+fn notify(name: &str) -> io::Result<()> {
+    if name.is_empty() {
+        return Ok(());
+    }
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    #[cfg(target_os = "linux")]
+    if let Some(name) = name.strip_prefix('@') {
+        use std::os::linux::net::SocketAddrExt;
+        let addr = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+        return socket.send_to_addr(b"STATUS=here\nREADY=1\n", &addr).map(drop);
+    }
+    socket.send_to(b"READY=1\n", name).map(drop)
 }
