@@ -43,8 +43,8 @@ struct Watch {
 /// In which order the generations change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Handover {
-    /// The old workers drain first, then the new ones start: never two generations in memory. New connections wait in the
-    /// listen queue meanwhile. The default.
+    /// The old workers drain first, then the new ones start: never two generations in memory. New connections wait in
+    /// the listen queue meanwhile. The default.
     #[default]
     DrainFirst,
     /// The new workers start beside the old ones, which are drained once all of the new are ready: no moment without a
@@ -172,7 +172,8 @@ impl Default for Master {
 }
 
 impl Master {
-    /// Takes the executable's path, the arguments, the working directory, the signal mask and what an earlier image left.
+    /// Takes the executable's path, the arguments, the working directory, the signal mask and what an earlier image
+    /// left.
     ///
     /// Call it first in `main`: before the working directory changes and before any thread starts, for it removes
     /// `BB_INHERIT_FDS` and `REFORK_HANDOFF` from the environment. After a reload all signals stay blocked until
@@ -214,21 +215,22 @@ impl Master {
 
     /// Listens on an address; repeatable. None is allowed: a master of workers without sockets.
     ///
-    /// `HOST:PORT`, `[V6]:PORT`, `:PORT` (all IPv4 and all IPv6 addresses: two sockets with one port; one family is enough),
-    /// `unix:PATH[,mode=0660]`, `fd://N` (a listening socket inherited under that number). Port 0 lets the kernel choose.
+    /// `HOST:PORT`, `[V6]:PORT`, `:PORT` (all IPv4 and all IPv6 addresses: two sockets with one port; one family is
+    /// enough), `unix:PATH[,mode=0660]`, `fd://N` (a listening socket inherited under that number). Port 0 lets the
+    /// kernel choose.
     pub fn bind(self, addr: impl Into<String>) -> Master {
         self.bind_named("", addr)
     }
 
-    /// As [`Master::bind`]; the name is [`crate::Listener::name`] in the worker, LISTEN_FDNAMES for a COMMAND, and by it and
-    /// the address a socket is recognised after a reload. ASCII without `:`, `,` or spaces.
+    /// As [`Master::bind`]; the name is [`crate::Listener::name`] in the worker, LISTEN_FDNAMES for a COMMAND, and by
+    /// it and the address a socket is recognised after a reload. ASCII without `:`, `,` or spaces.
     pub fn bind_named(mut self, name: impl Into<String>, addr: impl Into<String>) -> Master {
         self.asks.push(Ask::Addr { name: name.into(), addr: addr.into() });
         self
     }
 
-    /// Listens on a socket that the caller makes. `make` runs only if no socket of that name was inherited from the image
-    /// before; its error ends [`Master::run`].
+    /// Listens on a socket that the caller makes. `make` runs only if no socket of that name was inherited from the
+    /// image before; its error ends [`Master::run`].
     pub fn listen_with<F, L>(mut self, name: impl Into<String>, make: F) -> Master
     where
         F: FnOnce() -> io::Result<L> + 'static,
@@ -245,8 +247,8 @@ impl Master {
         self
     }
 
-    /// Reloads when this file, or a source file somewhere in this directory, changes; repeatable. A path that does not exist
-    /// yet is a warning, and watched for.
+    /// Reloads when this file, or a source file somewhere in this directory, changes; repeatable. A path that does not
+    /// exist yet is a warning, and watched for.
     pub fn watch(mut self, path: impl Into<PathBuf>) -> Master {
         self.watch.paths.push(path.into());
         self
@@ -276,7 +278,8 @@ impl Master {
         self
     }
 
-    /// A batch of changes is complete when nothing changed for `quiet` (default 50 ms), at the latest `cap` (1,600 ms) after its first.
+    /// A batch of changes is complete when nothing changed for `quiet` (default 50 ms), at the latest `cap` (1,600 ms)
+    /// after its first.
     pub fn debounce(mut self, quiet: Duration, cap: Duration) -> Master {
         self.watch.debounce = (quiet, cap);
         self
@@ -305,18 +308,18 @@ impl Master {
         self
     }
 
-    /// A shell command (`sh -c`) that decides whether a new generation of a program ([`Master::run_command`]) may start: exit
-    /// code 0 within [`Master::check_timeout`]; else the reload is dropped and the running code serves on. Not asked at the
-    /// first start. Default: none.
+    /// A shell command (`sh -c`) that decides whether a new generation of a program ([`Master::run_command`]) may
+    /// start: exit code 0 within [`Master::check_timeout`]; else the reload is dropped and the running code serves on.
+    /// Not asked at the first start. Default: none.
     pub fn check_command(mut self, command: impl Into<OsString>) -> Master {
         self.check_command = Some(command.into());
         self
     }
 
-    /// Goes back to the last good executable when the workers of a new one do not become ready; default true. That file is
-    /// kept open until the new generation is ready, even if it is deleted. With false, or where the kernel cannot do it
-    /// (elsewhere than on Linux), old workers serve on with [`Handover::Overlap`], and with [`Handover::DrainFirst`] the new
-    /// ones are tried again and again until the next change.
+    /// Goes back to the last good executable when the workers of a new one do not become ready; default true. That file
+    /// is kept open until the new generation is ready, even if it is deleted. With false, or where the kernel cannot do
+    /// it (elsewhere than on Linux), old workers serve on with [`Handover::Overlap`], and with [`Handover::DrainFirst`]
+    /// the new ones are tried again and again until the next change.
     pub fn rollback(mut self, rollback: bool) -> Master {
         self.rollback = rollback;
         self
@@ -337,14 +340,15 @@ impl Master {
         self
     }
 
-    /// How long workers may finish what they are answering after SIGTERM; then SIGKILL. Default 10 s, at most 136 years.
+    /// How long workers may finish what they are answering after SIGTERM; then SIGKILL. Default 10 s, at most 136
+    /// years.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Master {
         self.shutdown_timeout = bounded(timeout);
         self
     }
 
-    /// How long the workers of a new generation may take until all are ready; then it has failed: see [`Master::rollback`].
-    /// Default 30 s, at most 136 years.
+    /// How long the workers of a new generation may take until all are ready; then it has failed: see
+    /// [`Master::rollback`]. Default 30 s, at most 136 years.
     pub fn boot_timeout(mut self, timeout: Duration) -> Master {
         self.boot_timeout = bounded(timeout);
         self
@@ -356,20 +360,21 @@ impl Master {
         self
     }
 
-    /// Keeps a file that says what the service is doing, as `key='value'` lines that a shell can source: `pid`, `start_time`
-    /// (field 22 of /proc/PID/stat, where there is one), `generation`, `reload` (the number of the last), `state`
-    /// (`starting`, `serving`, `reloading`, `waiting`, `stopping`, `stopped`), `workers` (`slot:pid:generation:state`,
-    /// separated by spaces), `last_error` (why the last reload had no effect; empty: it had), `image`.
+    /// Keeps a file that says what the service is doing, as `key='value'` lines that a shell can source: `pid`,
+    /// `start_time` (field 22 of /proc/PID/stat, where there is one), `generation`, `reload` (the number of the last),
+    /// `state` (`starting`, `serving`, `reloading`, `waiting`, `stopping`, `stopped`), `workers`
+    /// (`slot:pid:generation:state`, separated by spaces), `last_error` (why the last reload had no effect; empty: it
+    /// had), `image`.
     ///
-    /// Replaced atomically, mode 0644, at every change of these; never written through a symbolic link. One that cannot be
-    /// written is a warning. It stays after the end, with `state='stopped'`. Default: none.
+    /// Replaced atomically, mode 0644, at every change of these; never written through a symbolic link. One that cannot
+    /// be written is a warning. It stays after the end, with `state='stopped'`. Default: none.
     pub fn status_file(mut self, path: impl Into<PathBuf>) -> Master {
         self.status_file = Some(path.into());
         self
     }
 
-    /// Takes the log's lines instead of stderr. A plain function: nothing to lock across a fork. It runs on the main thread,
-    /// on the watcher's, and in workers.
+    /// Takes the log's lines instead of stderr. A plain function: nothing to lock across a fork. It runs on the main
+    /// thread, on the watcher's, and in workers.
     pub fn log(self, sink: Sink) -> Master {
         log::set_sink(sink);
         self
@@ -381,17 +386,19 @@ impl Master {
         self
     }
 
-    /// Forks the workers, each of which runs `serve`, and supervises them until SIGTERM or SIGINT. Returns in the master when
-    /// all is drained; never returns in a worker, whose exit code is 0, 1 if `serve` failed, 101 if it panicked.
+    /// Forks the workers, each of which runs `serve`, and supervises them until SIGTERM or SIGINT. Returns in the
+    /// master when all is drained; never returns in a worker, whose exit code is 0, 1 if `serve` failed, 101 if it
+    /// panicked.
     ///
-    /// A reload replaces this process's image: the executable runs `main` again, with the same pid, and adopts the sockets here.
+    /// A reload replaces this process's image: the executable runs `main` again, with the same pid, and adopts the
+    /// sockets here.
     ///
     /// # Errors
     ///
-    /// A value that makes no sense, not the main thread, an address that cannot be bound or a socket that cannot be made, a
-    /// path that cannot be watched; and, at the first start without a watcher, workers that die before they are ready five
-    /// times in a row. Nothing is left behind: sockets are closed, signal handlers are what they were. Once the service
-    /// runs, trouble is a line in the log.
+    /// A value that makes no sense, not the main thread, an address that cannot be bound or a socket that cannot be
+    /// made, a path that cannot be watched; and, at the first start without a watcher, workers that die before they are
+    /// ready five times in a row. Nothing is left behind: sockets are closed, signal handlers are what they were. Once
+    /// the service runs, trouble is a line in the log.
     pub fn run<F>(self, mut serve: F) -> Result<()>
     where
         F: FnMut(&mut Worker) -> io::Result<()>,
@@ -399,12 +406,13 @@ impl Master {
         self.supervise(Job::Serve(&mut serve))
     }
 
-    /// As [`Master::run`], with workers that execute a program: `argv[0]` (found with PATH) with these arguments, and the
-    /// sockets at descriptors 3, 4, ... in the systemd convention: `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`; and
-    /// `REFORK_WORKER` (the slot), `REFORK_GENERATION`.
+    /// As [`Master::run`], with workers that execute a program: `argv[0]` (found with PATH) with these arguments, and
+    /// the sockets at descriptors 3, 4, ... in the systemd convention: `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`;
+    /// and `REFORK_WORKER` (the slot), `REFORK_GENERATION`.
     ///
-    /// The code lives in the program: a reload starts a new generation of it without a re-exec of this process, except after
-    /// SIGUSR2 or when this process's own executable has changed. The program's file is watched too when anything is.
+    /// The code lives in the program: a reload starts a new generation of it without a re-exec of this process, except
+    /// after SIGUSR2 or when this process's own executable has changed. The program's file is watched too when anything
+    /// is.
     ///
     /// # Errors
     ///

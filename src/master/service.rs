@@ -3,6 +3,7 @@
 mod adopt;
 mod check;
 mod exec;
+mod news;
 mod notify;
 mod spawn;
 mod status;
@@ -13,13 +14,14 @@ use super::{sockets, Handover, Job, Master, Ready};
 use crate::error::{Error, Op, Result};
 use crate::handoff::Image;
 use crate::listener::{Listener, Want};
-use crate::log::{self, How, Note};
-use crate::plan::supervise::{Action, Config, Event, Signal, Supervise};
-use crate::sys::process::{self, News, Pid};
+use crate::log::{self, Note};
+use crate::plan::supervise::{Action, Config, Event, Supervise};
+use crate::sys::process::{self, Pid};
 use crate::sys::{self, fd::interest, signal};
 use crate::watch::FileChangeWatcher;
 use check::Trial;
 pub(super) use exec::give_back;
+use news::reap_workers;
 use spawn::{read_channel, Proc};
 use status::Status;
 use std::collections::VecDeque;
@@ -181,31 +183,6 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
     }
 }
 
-/// How a child ended, if it did.
-fn ended(pid: Pid) -> Option<How> {
-    loop {
-        return Some(match process::reap(pid)? {
-            News::Stopped(signal) => {
-                log::warn(format!("process {} is stopped by signal {signal}", pid.get()));
-                continue;
-            }
-            News::Exited(code) => How::Code(code),
-            News::Signaled(signal) => How::Signal(signal),
-            News::Lost => How::Unknown,
-        });
-    }
-}
-
-fn reap_workers(procs: &mut Vec<Proc>, job: &Job<'_>, events: &mut VecDeque<Event>) {
-    procs.retain_mut(|proc| {
-        let Some(how) = ended(proc.pid) else { return true };
-        // What it said last comes before its end.
-        read_channel(proc, job, events);
-        events.push_back(Event::Exited { pid: proc.pid.get(), how });
-        false
-    });
-}
-
 impl Service<'_> {
     /// Until the plan says how it ends.
     fn go(&mut self) -> u8 {
@@ -279,62 +256,6 @@ impl Service<'_> {
             self.take_signals(&signals);
         }
         self.events.push_back(Event::Time);
-    }
-
-    /// Turns bytes of the self-pipe into events.
-    fn take_signals(&mut self, bytes: &[u8]) {
-        let mut reap = false;
-        for byte in bytes {
-            let event = match libc::c_int::from(*byte) {
-                0 => {
-                    self.take_flags();
-                    continue;
-                }
-                libc::SIGCHLD => {
-                    reap = true;
-                    continue;
-                }
-                libc::SIGTERM => Signal::Term,
-                libc::SIGINT => Signal::Int,
-                libc::SIGQUIT => Signal::Quit,
-                libc::SIGHUP if self.terminal && !has_terminal() => {
-                    self.terminal = false;
-                    // nohup(1): the service is to outlive its terminal, and nobody asked for a reload.
-                    if self.ignored & 1 << libc::SIGHUP != 0 {
-                        continue;
-                    }
-                    Signal::Hangup
-                }
-                libc::SIGHUP => Signal::Hup,
-                libc::SIGUSR1 => Signal::Usr1,
-                libc::SIGUSR2 => Signal::Usr2,
-                libc::SIGTTIN => Signal::Ttin,
-                libc::SIGTTOU => Signal::Ttou,
-                _ => continue,
-            };
-            self.events.push_back(Event::Signal(event));
-        }
-        if reap {
-            self.reap();
-        }
-    }
-
-    fn take_flags(&mut self) {
-        self.events.extend(self.flags.take_change());
-        if self.flags.lost.swap(false, SeqCst) {
-            self.watcher = None;
-            self.events.push_back(Event::WatchLost);
-        }
-    }
-
-    fn reap(&mut self) {
-        reap_workers(&mut self.procs, &self.job, &mut self.events);
-        self.reap_trial();
-        if sys::os::inherits_orphans() {
-            let others = self.trial.iter().map(Trial::pid).chain(self.ended.iter().copied());
-            let ours: Vec<Pid> = self.procs.iter().map(|proc| proc.pid).chain(others).collect();
-            process::reap_orphans(|pid| ours.iter().any(|ours| ours.get() == pid));
-        }
     }
 }
 

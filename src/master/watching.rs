@@ -92,8 +92,8 @@ pub(super) fn carry(_watcher: &FileChangeWatcher) -> Watched {
 /// The quiet time from now on.
 pub(super) fn set_quiet(_watcher: &FileChangeWatcher, _quiet: Duration) {}
 
-/// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more. `watched` is what
-/// the image before has carried.
+/// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more. `watched`
+/// is what the image before has carried.
 pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool, watched: Watched) -> Result<()> {
     let _queue = match watched {
         Watched::Queue(fd) => sys::fd::adopt_own(fd).ok(),

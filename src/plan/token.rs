@@ -1,17 +1,18 @@
 //! What one image tells the next: the text of `REFORK_HANDOFF`.
 //!
-//! `BB_INHERIT_FDS` carries the listeners' numbers and is enough by itself. This token says what the numbers cannot: which
-//! address was asked for, who may unlink a Unix socket, which generation and reload this is, what the signal mask was at the
-//! first start. It is one line of words:
+//! `BB_INHERIT_FDS` carries the listeners' numbers and is enough by itself. This token says what the numbers cannot:
+//! which address was asked for, who may unlink a Unix socket, which generation and reload this is, what the signal mask
+//! was at the first start. It is one line of words:
 //!
 //! ```text
-//! 1 pid=4711 gen=3 reload=2 slots=2 mask=0 ignored=1000 path=/srv/app l=3,web,127.0.0.1:80,bound, l=4,,unix:/run/x,bound,40:77
+//! 1 pid=4711 gen=3 reload=2 slots=2 mask=0 ignored=1000 path=/srv/app l=3,web,127.0.0.1:80,bound,
+//! l=4,,unix:/run/x,bound,40:77
 //! ```
 //!
-//! The first word is the version; an unknown one makes the start a cold one (the listeners are still adopted). Values are
-//! percent-encoded, numbers decimal, masks and identities hexadecimal; a key that is not known is skipped, a value that is
-//! not understood makes the whole token malformed. Decoding is total: the text comes from the environment, so from a stranger,
-//! and every number in it is checked again by whoever uses it.
+//! The first word is the version; an unknown one makes the start a cold one (the listeners are still adopted). Values
+//! are percent-encoded, numbers decimal, masks and identities hexadecimal; a key that is not known is skipped, a value
+//! that is not understood makes the whole token malformed. Decoding is total: the text comes from the environment, so
+//! from a stranger, and every number in it is checked again by whoever uses it.
 
 use super::snapshot::State;
 use super::Moment;

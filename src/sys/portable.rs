@@ -20,7 +20,8 @@ pub(super) fn errno() -> *mut libc::c_int {
     unsafe { location() }
 }
 
-/// socket(2), then close-on-exec: between the two another thread's exec could leak it; ours holds the gate when it execs.
+/// socket(2), then close-on-exec: between the two another thread's exec could leak it; ours holds the gate when it
+/// execs.
 pub(super) fn socket(family: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     let fd = cvt(unsafe { libc::socket(family, kind, 0) })?;

@@ -2,12 +2,13 @@
 //!
 //! **The gate.** `fork` copies one thread. Whatever another thread held at that instant (the allocator, stdout's lock)
 //! stays held in the child for ever. So the watcher's thread holds the gate whenever it is awake and gives it up only
-//! inside poll(2), and `fork` demands the gate as an argument. The master announces that it wants it, and the thread, which
-//! asks between two directories of a sweep, steps aside. Without the gate children hung at once; with it none of 2,000.
+//! inside poll(2), and `fork` demands the gate as an argument. The master announces that it wants it, and the thread,
+//! which asks between two directories of a sweep, steps aside. Without the gate children hung at once; with it none of
+//! 2,000.
 //!
-//! **After fork** in the child: only async-signal-safe calls until the child is its own (`enter_child`), and for COMMAND
-//! until execve(2): everything it needs was built before (`Program`). musl and glibc repair their allocator around fork,
-//! so the library's worker function may allocate.
+//! **After fork** in the child: only async-signal-safe calls until the child is its own (`enter_child`), and for
+//! COMMAND until execve(2): everything it needs was built before (`Program`). musl and glibc repair their allocator
+//! around fork, so the library's worker function may allocate.
 
 use super::{cvt, fd, os, signal};
 use std::ffi::{CStr, CString};
@@ -162,8 +163,8 @@ pub(crate) struct Program {
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
 impl Program {
-    /// `sockets` become 3, 4, ... in this order. `listen`: they are sockets in the systemd convention, and LISTEN_PID is
-    /// added to `env`.
+    /// `sockets` become 3, 4, ... in this order. `listen`: they are sockets in the systemd convention, and LISTEN_PID
+    /// is added to `env`.
     pub(crate) fn new(
         path: CString,
         argv: Vec<CString>,
@@ -287,8 +288,8 @@ pub(crate) enum News {
     Lost,
 }
 
-/// waitpid(2) with WNOHANG and WUNTRACED for one worker; `None`: no news. What is left of an ended worker's process group
-/// gets SIGTERM while the number is still its own (COMMAND may be a shell that did not pass the signal on).
+/// waitpid(2) with WNOHANG and WUNTRACED for one worker; `None`: no news. What is left of an ended worker's process
+/// group gets SIGTERM while the number is still its own (COMMAND may be a shell that did not pass the signal on).
 pub(crate) fn reap(pid: Pid) -> Option<News> {
     // SAFETY: siginfo_t is plain old data.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -309,8 +310,8 @@ pub(crate) fn reap(pid: Pid) -> Option<News> {
     }
 }
 
-/// Reaps children that are not `ours`: PID 1's duty to orphans. Looks first (waitid(2), WNOWAIT), so that a worker that died
-/// this instant keeps its status; its SIGCHLD is already on the way.
+/// Reaps children that are not `ours`: PID 1's duty to orphans. Looks first (waitid(2), WNOWAIT), so that a worker that
+/// died this instant keeps its status; its SIGCHLD is already on the way.
 pub(crate) fn reap_orphans(ours: impl Fn(i32) -> bool) {
     loop {
         // SAFETY: siginfo_t is plain old data.

@@ -2,9 +2,11 @@
 //!
 //! `probe KEY=VALUE...`: `bind=ADDR`, `bind=NAME=ADDR`, `workers=N`, `watch=PATH`, `watch=executable`, `timeout=MS`,
 //! `debounce=MS`, `poll=MS`, `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`,
-//! `rollback=off`, `status=PATH`, and for `command=SCRIPT`, which sh runs: `ready=MS|notify`, `checkcmd=CMD`, `stop=N`. Its version is what follows `TAG:` at the end of its own file, so that a copy with another
-//! tag is new code. A tag that contains one of these words is code that is ill: `crashes`, `exits`, `hangs` in `main`;
-//! `misconfigured`, `rebinds` in `run`; `unwell`, `aborts`, `dawdles` (is never ready) in its workers.
+//! `rollback=off`, `status=PATH`, and for `command=SCRIPT`, which sh runs: `ready=MS|notify`, `checkcmd=CMD`, `stop=N`.
+//! Its version is what follows `TAG:` at the end of its own file, so that a copy with another tag is new code. A tag
+//! that contains one of these words is code that is ill: `crashes`, `exits`, `hangs` in `main`; `misconfigured`,
+//! `rebinds` in `run`; `unwell`, `aborts`, `dawdles` (is never ready) in its workers. `lives` calls nothing of its
+//! worker's but `draining`.
 //!
 //! `probe plain TEXTFILE` is a program for `refork run` that knows nothing of refork: it serves the socket that is its
 //! standard input (`0<&3`) and drains on nothing.
@@ -92,7 +94,7 @@ fn main() -> refork::Result<()> {
         if tag.contains("aborts") {
             std::process::abort();
         }
-        if tag.contains("dawdles") {
+        if tag.contains("dawdles") || tag == "lives" {
             while !worker.draining() {
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -122,8 +124,8 @@ fn accept_loop(worker: &mut Worker, tag: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// An event loop of one's own, as the documentation describes it; here it is as simple as possible: nothing is awaited, for
-/// a test is patient, but every wake-up goes through the same steps.
+/// An event loop of one's own, as the documentation describes it; here it is as simple as possible: nothing is awaited,
+/// for a test is patient, but every wake-up goes through the same steps.
 fn poll_loop(worker: &mut Worker, tag: &str) -> io::Result<()> {
     let listeners: Vec<TcpListener> = worker
         .listeners()

@@ -13,8 +13,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 impl Service<'_> {
-    /// The exact order of an exec: gate, block all, look into the self-pipe, exec. What was in the pipe is acted upon first,
-    /// and what comes later is pending in the next image.
+    /// The exact order of an exec: gate, block all, look into the self-pipe, exec. What was in the pipe is acted upon
+    /// first, and what comes later is pending in the next image.
     pub(super) fn hand_off(&mut self, back: bool) {
         let gate = process::gate();
         let before = signal::block_all();
@@ -53,7 +53,9 @@ impl Service<'_> {
             Some(good) => good.try_clone(),
             None => return None,
         };
-        image.map_err(|e| log::warn(format!("there will be no way back from the next image: {e}"))).ok()
+        let instead =
+            "if it does not come up, old workers serve on (overlap) or new ones are tried again (drain first)";
+        image.map_err(|e| log::warn(format!("no way back from the next image: {e}; {instead}"))).ok()
     }
 
     /// Returns only the error.

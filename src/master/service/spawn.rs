@@ -84,7 +84,12 @@ impl Service<'_> {
                 process::enter_child(&child);
                 drop(gate);
                 let listeners = std::mem::take(&mut self.listeners);
-                process::exit_now(self.serve(Worker::new(slot, generation, listeners, theirs)))
+                let mut worker = Worker::new(slot, generation, listeners, theirs);
+                if worker.has_no_listeners() {
+                    // It may never have a reason to call accept: alive is ready.
+                    worker.listeners();
+                }
+                process::exit_now(self.serve(worker))
             }
         }
     }
@@ -107,7 +112,8 @@ impl Service<'_> {
     }
 }
 
-/// What a worker has said since: bytes of a library worker; of a COMMAND errno, or end of file when it has been executed.
+/// What a worker has said since: bytes of a library worker; of a COMMAND errno, or end of file when it has been
+/// executed.
 pub(super) fn read_channel(proc: &mut Proc, job: &Job<'_>, events: &mut VecDeque<Event>) {
     let pid = proc.pid.get();
     if proc.notify.as_ref().is_some_and(Notify::read) {

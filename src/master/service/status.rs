@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 /// Where it is, what it says, and whether the last try to write it failed.
 pub(super) struct Status {
     path: Option<PathBuf>,
+    start_time: String,
     said: String,
     failed: bool,
 }
 
 impl Status {
     pub(super) fn new(path: Option<PathBuf>) -> Status {
-        Status { path, said: String::new(), failed: false }
+        Status { path, start_time: start_time().unwrap_or_default(), said: String::new(), failed: false }
     }
 }
 
@@ -28,7 +29,7 @@ impl Service<'_> {
         let (pid, plan) = (std::process::id(), &self.plan);
         let mut put = |key: &str, value: &str| text.extend([key, "=", &quoted(value), "\n"]);
         put("pid", &pid.to_string());
-        put("start_time", &start_time().unwrap_or_default());
+        put("start_time", &self.status.start_time);
         put("generation", &plan.generation().to_string());
         put("reload", &plan.reload().to_string());
         put("state", plan.state());
@@ -49,8 +50,8 @@ impl Service<'_> {
     }
 }
 
-/// Writes a new file beside it and renames it into place: a reader sees the old text or the new one, and a symbolic link is
-/// replaced, not followed.
+/// Writes a new file beside it and renames it into place: a reader sees the old text or the new one, and a symbolic
+/// link is replaced, not followed.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.{}", std::process::id()));
@@ -70,7 +71,8 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     })
 }
 
-/// When this process started, in the kernel's ticks: proc(5), field 22. Its name may contain anything, so from its end on.
+/// When this process started, in the kernel's ticks: proc(5), field 22. Its name may contain anything, so from its end
+/// on.
 fn start_time() -> Option<String> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     stat.rsplit_once(") ")?.1.split(' ').nth(19).map(str::to_owned)

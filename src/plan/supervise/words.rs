@@ -198,7 +198,8 @@ pub(in crate::plan) enum Phase {
         until: Moment,
         patience: Option<Moment>,
     },
-    /// Overlap: at most two generations live; one older than the last still drains. `dirty`: the code has changed since.
+    /// Overlap: at most two generations live; one older than the last still drains. `dirty`: the code has changed
+    /// since.
     Waiting {
         reexec: bool,
         dirty: bool,

@@ -1,10 +1,10 @@
 //! Every reachable state of the supervisor with a toy kernel, breadth first.
 //!
 //! The kernel says what could happen next: any signal, a change, a worker that becomes ready, dies, drains or ignores
-//! SIGTERM, a fork, a look, a check or an exec that goes well or badly, time passing to the next deadline or by ten seconds.
-//! An exec leads into the next image, or back into the one before. States are the same if they differ only in absolute time,
-//! pids, counters and what is only said. In every state the promises below are checked; when one is broken, the shortest way
-//! there is printed: it belongs into `supervisor.rs` as a row.
+//! SIGTERM, a fork, a look, a check or an exec that goes well or badly, time passing to the next deadline or by ten
+//! seconds. An exec leads into the next image, or back into the one before. States are the same if they differ only in
+//! absolute time, pids, counters and what is only said. In every state the promises below are checked; when one is
+//! broken, the shortest way there is printed: it belongs into `supervisor.rs` as a row.
 
 use super::kernel::{Luck, World, GOOD, TIMEOUT};
 use crate::log::How;

@@ -157,8 +157,8 @@ impl World {
         }
     }
 
-    /// One event and the answers to what it asks for: the world that follows and how it could have gone otherwise, or what
-    /// was broken.
+    /// One event and the answers to what it asks for: the world that follows and how it could have gone otherwise, or
+    /// what was broken.
     pub(super) fn step(
         &self,
         event: Event,
