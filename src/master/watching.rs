@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::log::{self, Note};
 use crate::plan::supervise::Event;
 use crate::plan::token::Watched;
+use crate::sys::process::Gate;
 use crate::sys::{self, signal};
 use crate::watch::FileChangeWatcher;
 use std::path::{Path, PathBuf};
@@ -85,7 +86,7 @@ pub(super) fn watcher(
 }
 
 /// What the next image needs to lose no change: its watcher goes on where this one stops.
-pub(super) fn carry(_watcher: &FileChangeWatcher) -> Watched {
+pub(super) fn carry(_watcher: &FileChangeWatcher, _gate: &Gate) -> Watched {
     Watched::Nothing
 }
 

@@ -8,6 +8,7 @@ use crate::log::{self, Note};
 use crate::master::watching;
 use crate::plan::supervise::Event;
 use crate::plan::token::{OldWorker, Token, Watched};
+use crate::sys::process::Gate;
 use crate::sys::{self, process, signal};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -20,7 +21,7 @@ impl Service<'_> {
         let before = signal::block_all();
         let signals = self.signals.read();
         if signals.is_empty() {
-            let why = if back { self.roll_back() } else { self.exec() };
+            let why = if back { self.roll_back(&gate) } else { self.exec(&gate) };
             self.events.push_back(Event::ExecFailed { why: why.to_string() });
         }
         signal::set_mask(&before);
@@ -29,10 +30,10 @@ impl Service<'_> {
     }
 
     /// Returns only the error.
-    fn exec(&self) -> Error {
+    fn exec(&self, gate: &Gate) -> Error {
         let mut token = self.token();
         token.state = self.image.state();
-        token.watched = self.watcher.as_ref().map_or(Watched::Nothing, watching::carry);
+        token.watched = self.watcher.as_ref().map_or(Watched::Nothing, |watcher| watching::carry(watcher, gate));
         let good = self.last_good();
         token.image = good.as_ref().map(AsRawFd::as_raw_fd);
         let keep = kept(&token);
@@ -59,11 +60,11 @@ impl Service<'_> {
     }
 
     /// Returns only the error.
-    fn roll_back(&self) -> Error {
+    fn roll_back(&self, gate: &Gate) -> Error {
         let token = Token {
             bad: self.image.running(),
             error: self.plan.last_error().into(),
-            watched: self.watcher.as_ref().map_or(Watched::Nothing, watching::carry),
+            watched: self.watcher.as_ref().map_or(Watched::Nothing, |watcher| watching::carry(watcher, gate)),
             ..self.token()
         };
         let listeners: Vec<&Listener> = self.listeners.iter().chain(&self.dropped).collect();
