@@ -94,13 +94,12 @@ impl Service<'_> {
             return Verdict::Later(format!("git is at work ({} exists)", log::Shown(&lock)), LOCKED);
         }
         if let Job::Command(command) = &self.job {
-            match command.path.as_ref().map(|path| (path, handoff::executable(path))) {
-                Some((path, Err(unfit))) => return verdict(path, unfit),
-                Some((_, Ok(()))) => {}
-                None => match command.find() {
-                    Err(e) => return Verdict::Bad(e.to_string()),
-                    Ok(_) => {}
-                },
+            if let Err(e) = command.find() {
+                let later = command.path.as_ref().is_some_and(|path| handoff::executable(path).is_err_and(|u| u.later));
+                return match later && !last {
+                    true => Verdict::Later(e.to_string(), PATIENCE),
+                    false => Verdict::Bad(e.to_string()),
+                };
             }
         }
         if !reexec {
