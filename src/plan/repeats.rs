@@ -30,7 +30,8 @@ impl Repeats {
     /// A change begins a reload. `base`: the quiet time that was asked for.
     pub(crate) fn change(&mut self, now: Moment, path: &Path, base: Duration) {
         let path = digest(&path.as_os_str().as_bytes().iter().map(|b| u64::from(*b)).collect::<Vec<_>>());
-        let soon = self.ready.is_some_and(|ready| now <= ready + SOON + self.quiet(base));
+        // Once: a change that brought no new generation does not count for the next.
+        let soon = self.ready.take().is_some_and(|ready| now <= ready + SOON + self.quiet(base));
         self.count = match soon {
             true if path == self.path => self.count.saturating_add(1),
             true => 1,

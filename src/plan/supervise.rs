@@ -1,24 +1,21 @@
 //! The master's decisions: events in, actions out.
 //!
 //! ```text
-//!          Start            all ready; the others are drained
-//!   New ─────────▶ Booting ──────────────────────────▶ Serving ◀───────────────────────────────┐
-//!                   │   ▲                                │  change, HUP, USR2                 │
-//!                   │   │                                ▼                                    │
-//!                   │   │                             Looking ──▶ Checking ───────────────────┤
-//!                   │   │      drain first: all go        ▲           │          not whole,   │
-//!                   │   │  ┌─── Draining ◀────────────────┼───────────┤          bad, the     │
-//!                   │   │  │  (changed since: look again) ┘           │ overlap: exec failed  │
-//!                   │   │  └──▶ HandingOff ──▶ (exec)                 │ a third generation    │
-//!                   │   │  ┌────▲   ▲                                 ▼ must go first         │
-//!                   │   └──┴────┼───┴──────────────────────────── Waiting                     │
-//!                   │  COMMAND: │forks only                                                   │
-//!                   │                                                                         │
-//!                   └── does not come up: RollingBack ──▶ (exec of the last good image)       │
-//!                                         or the old workers serve on, or new ones are tried ─┘
+//!              Start             all ready: the others are drained
+//!     New ───────────▶ Booting ───────────────────────────────────▶ Serving
+//!                        ▲ │                                         │   ▲
+//!              next image│ │does not come up      change, HUP, USR2  │   │ not whole, bad, no answer
+//!                        │ ▼                                         ▼   │
+//!                        │ RollingBack ──▶ (exec of the last        Looking ──▶ Checking
+//!                        │ good image); if there is none the             ▲         │ good
+//!                        │ old workers are Serving, or the new           │         │
+//!                        │ ones are tried again                  changed │         ▼
+//!                        │                                       since   └── Draining (drain first: all must go)
+//!                        └── (exec, or forks of COMMAND) ◀── HandingOff ◀─── Waiting (overlap: a third generation
+//!                                                                            must go), usually passed over
 //!
-//!   any ── TERM, INT ──▶ Stopping ── last worker reaped ──▶ Ended
-//!   Booting ── no worker was ever ready ──▶ Dormant (reload on: next change tries again) or Stopping with code 3
+//!     any ── TERM, INT ──▶ Stopping ── last worker reaped ──▶ Ended
+//!     Booting, and nothing was ever ready ──▶ Dormant (reload on: until the next change) or Stopping with code 3
 //! ```
 //!
 //! A worker is `Booting` until it is ready, then `Ready`; asked to end it is `Draining` until its deadline, then

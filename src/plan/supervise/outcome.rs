@@ -90,13 +90,15 @@ impl Supervise {
         }
         self.announced = true;
         self.way_back = false;
-        self.repeats.ready(now);
         let (reload, generation) = (self.reload, self.generation);
         // Before the line: whoever reads it finds nothing left of the old.
         out.push(Action::Settled);
         out.push(Action::Say(match self.rolled_back.take() {
             Some(why) => Note::RolledBack { reload, generation, workers, why },
-            None => Note::Ready { reload, generation, workers },
+            None => {
+                self.repeats.ready(now);
+                Note::Ready { reload, generation, workers }
+            }
         }));
         if !matches!(self.phase, Phase::Booting { .. }) {
             return;

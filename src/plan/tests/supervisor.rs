@@ -488,3 +488,13 @@ fn a_service_that_causes_its_own_reloads_is_slowed_down() {
     let other = Event::Change { own: false, others: true, path: "/srv/other".into() };
     assert_eq!(life.give(other), "quiet 50, term 111");
 }
+
+#[test]
+fn changes_that_bring_no_new_generation_are_no_loop() {
+    let mut life = Life::serving(true);
+    life.checks = true;
+    for _ in 0..20 {
+        assert_eq!(life.give(change(true)), "check");
+        assert_eq!(life.give(Event::Checked(Verdict::Bad("x".into()))), "");
+    }
+}
