@@ -372,7 +372,7 @@ fn a_worker_killed_at_a_random_moment_of_a_reload_is_only_one_worker() {
                 let _ = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).output();
             }
             if stage != "done" {
-                proc.line(&format!("reload #{}: ", i + 1));
+                proc.line(&format!("reload #{}: done", i + 1));
             }
             get(&addr, "/").or_else(|_| get(&addr, "/")).unwrap();
             settle(&proc, 2);
