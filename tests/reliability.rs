@@ -8,6 +8,9 @@ use std::path::Path;
 
 const ORDERS: [&str; 2] = ["handover=overlap", "handover=drain-first"];
 
+/// Elsewhere no image can be executed by descriptor: see `Master::rollback`.
+const ROLLS_BACK: bool = cfg!(all(target_os = "linux", not(refork_portable)));
+
 /// A running probe of version `v1` on a port of the kernel's choice, with patience fit for a test.
 fn probe(dir: &Dir, args: &[&str]) -> (Proc, String) {
     let image = dir.probe("probe", "v1");
@@ -170,6 +173,9 @@ fn code_that_is_ill_in_main_fails_its_check() {
 
 #[test]
 fn code_that_does_not_boot_is_rolled_back_and_only_other_code_is_tried() {
+    if !ROLLS_BACK {
+        return;
+    }
     for order in ORDERS {
         let dir = Dir::new();
         let status_file = dir.str("status");
@@ -243,6 +249,9 @@ fn without_roll_back_the_old_workers_serve_on_or_the_new_are_tried() {
 
 #[test]
 fn an_image_whose_options_are_wrong_gives_the_service_back() {
+    if !ROLLS_BACK {
+        return;
+    }
     for order in ORDERS {
         let dir = Dir::new();
         // Without a check nothing but the roll-back helps.
@@ -279,6 +288,9 @@ fn sigterm_at_any_stage_ends_cleanly() {
             ("unwell", "rolling back"),
             ("unwell", "rolled back"),
         ] {
+            if stage.starts_with("roll") && !ROLLS_BACK {
+                continue;
+            }
             let dir = Dir::new();
             let (mut proc, _) = probe(&dir, &[order, "workers=2"]);
             dir.probe("probe", ill);
@@ -293,6 +305,9 @@ fn sigterm_at_any_stage_ends_cleanly() {
 
 #[test]
 fn a_reload_asked_for_during_a_reload_happens_once_afterwards() {
+    if !ROLLS_BACK {
+        return;
+    }
     let dir = Dir::new();
     // The new generation is not ready before the second signal has come: its workers are never.
     let (mut proc, addr) = probe(&dir, &["handover=overlap", "boot=2000"]);
@@ -341,6 +356,9 @@ fn settle_idle(dir: &Dir, proc: &Proc, addr: &str) {
 
 #[test]
 fn workers_that_die_around_the_exec_are_reaped() {
+    if !ROLLS_BACK {
+        return;
+    }
     let dir = Dir::new();
     let (mut proc, addr) = probe(&dir, &["workers=3", "handover=overlap", "boot=3000"]);
     let old = proc.children().0;
@@ -497,6 +515,9 @@ fn an_image_that_is_still_being_written_is_waited_for() {
 
 #[test]
 fn thirty_overlaps_and_roll_backs_leave_nothing_behind() {
+    if !ROLLS_BACK {
+        return;
+    }
     let dir = Dir::new();
     let (mut proc, addr) = probe(&dir, &["workers=2", "handover=overlap"]);
     let mut first = None;

@@ -261,11 +261,12 @@ impl Service<'_> {
 
 /// Does one thing; the fact that answers it, if there is one.
 fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
-    // One that has been reaped, and whose end the plan has not heard of yet, may have given its number to a stranger.
-    let proc = |pid| service.procs.iter().map(|proc| proc.pid).find(|proc| proc.get() == pid);
-    let signal = |pid, signal| match proc(pid).map(|pid| process::kill(pid, signal)) {
-        Some(Err(e)) => log::warn(format!("cannot signal worker {pid}: {e}")),
-        Some(Ok(())) | None => {}
+    // One that is reaped already (its end is queued behind this) has no number any more: it may be a stranger's.
+    let live = |pid| service.procs.iter().map(|proc| proc.pid).find(|proc| proc.get() == pid);
+    let signal = |pid, signal| {
+        if let Some(Err(e)) = live(pid).map(|pid| process::kill(pid, signal)) {
+            log::warn(format!("cannot signal worker {pid}: {e}"));
+        }
     };
     match action {
         Action::Fork { slot } => Some(match service.fork(slot) {
@@ -285,7 +286,7 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
         Action::Kill { pid } => {
             signal(pid, libc::SIGKILL);
             // With whatever it has started in its group.
-            let _ = proc(pid).map(|pid| process::kill_group(pid, libc::SIGKILL));
+            let _ = live(pid).map(|pid| process::kill_group(pid, libc::SIGKILL));
             None
         }
         Action::Relay { pid } => {
