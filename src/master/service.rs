@@ -55,6 +55,7 @@ pub(super) struct Service<'a> {
     shutdown_timeout: Duration,
     check: bool,
     check_command: Option<OsString>,
+    check_timeout: Duration,
     rollback: bool,
     /// The last good image, until this one is.
     good: Option<OwnedFd>,
@@ -160,6 +161,7 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
         shutdown_timeout: master.shutdown_timeout,
         check: master.check,
         check_command: master.check_command,
+        check_timeout: master.check_timeout,
         rollback: master.rollback,
         good,
         trial: None,

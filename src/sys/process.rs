@@ -95,7 +95,7 @@ pub(crate) struct Child<'a> {
     pub(crate) death: libc::c_int,
     /// The master.
     pub(crate) parent: u32,
-    /// Seconds to finish in when the master is dead.
+    /// Seconds to finish in when the master is dead; of a trial (one with an `output`): to live at all.
     pub(crate) grace: u32,
     /// Ignored signals of the first start.
     pub(crate) ignored: u64,
@@ -191,6 +191,10 @@ impl Program {
     pub(crate) fn exec_in_child(&mut self, child: &Child<'_>) -> ! {
         begin_child(child);
         signal::reset_in_child(child.ignored & !(1 << libc::SIGPIPE));
+        if child.output.is_some() {
+            // Its master kills it earlier, unless that has been killed itself. alarm(2) survives the exec.
+            signal::alarm(child.grace);
+        }
         // Above the sockets' numbers, or one of them would take its place.
         let channel = fd::duplicate(child.channel, 3 + self.sockets.len() as RawFd);
         let error = match self.place_sockets() {

@@ -77,9 +77,14 @@ pub(crate) fn begin_drain() {
     // SAFETY: no pointers; -1 is answered with EBADF.
     unsafe { libc::shutdown(DRAIN.load(SeqCst), libc::SHUT_RD) };
     if !parent_lives() {
-        // SAFETY: no pointers; async-signal-safe.
-        unsafe { libc::alarm(GRACE.load(SeqCst)) };
+        alarm(GRACE.load(SeqCst));
     }
+}
+
+/// alarm(2): SIGALRM, which ends a process that does not handle it, in so many seconds. Async-signal-safe.
+pub(super) fn alarm(seconds: u32) {
+    // SAFETY: no pointers; async-signal-safe.
+    unsafe { libc::alarm(seconds) };
 }
 
 /// raise(3): with the signal blocked it stays pending, also across an exec.

@@ -173,7 +173,7 @@ impl Service<'_> {
             output: Some(its_output.as_raw_fd()),
             death: libc::SIGKILL,
             parent: std::process::id(),
-            grace: 0,
+            grace: u32::try_from(self.check_timeout.as_secs()).unwrap_or(u32::MAX).saturating_add(1),
             ignored: self.ignored,
             mask: self.signals.before,
         };
