@@ -348,8 +348,8 @@ impl Display for Note {
                 let (exec, boot, gap) = (ms(exec), ms(boot), ms(gap));
                 write!(
                     f,
-                    "reload #{reload}: done after {trigger}: settle {settle} ms, check {check} ms, drain {drain} ms, \
-                     exec {exec} ms, boot {boot} ms, gap {gap} ms"
+                    "reload #{reload}: done after {trigger} in {settle} ms settle, {check} ms check, {drain} ms drain, \
+                     {exec} ms exec, {boot} ms boot; gap {gap} ms"
                 )
             }
             Note::Looping { path, quiet } => write!(
