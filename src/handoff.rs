@@ -1,14 +1,18 @@
 //! Descriptors across exec: how they leave this image and how they come back.
 
+mod fitness;
+mod image;
+
 use crate::error::{Error, Op};
 use crate::listener::Listener;
 use crate::log;
-use crate::plan::snapshot::{digest, State};
 use crate::plan::token::{Origin, Token};
 use crate::sys;
+pub(crate) use fitness::{executable, Unfit};
+pub(crate) use image::Image;
 use std::ffi::{CString, OsStr, OsString};
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
@@ -18,6 +22,8 @@ use std::sync::{Mutex, PoisonError};
 const FDS: &str = "BB_INHERIT_FDS";
 /// Everything else that one image tells the next: see `plan::token`.
 const HANDOFF: &str = "REFORK_HANDOFF";
+/// Where the answer of an image that is only tried goes, and the answer: `<fd>:<nonce>`.
+const CHECK: &str = "REFORK_CHECK";
 
 /// What was adopted by hand, for the `Master` that may be built later: numbers and identities, not owners. A listener that
 /// its owner has dropped since is simply not found again.
@@ -67,7 +73,7 @@ pub fn exec_self_with_sockets<S: AsRawFd>(sockets: &[S], argv: Option<&[OsString
     }
     let argv = argv.map_or_else(|| image.argv.clone(), <[OsString]>::to_vec);
     let _gate = sys::process::gate();
-    Error::new(Op::Exec, shown, image.replace(&argv, &live, None))
+    Error::new(Op::Exec, shown, image.replace(&argv, &live, &[], None))
 }
 
 /// Takes the listening sockets that an earlier image of this process left open: the other half of
@@ -99,12 +105,19 @@ pub fn adopt_inherited_sockets() -> Option<Vec<Listener>> {
 pub(crate) struct Inherited {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) token: Option<Token>,
+    /// This image is only tried: what to write, and where.
+    pub(crate) check: Option<(OwnedFd, String)>,
 }
 
 impl Inherited {
     /// Everything there is for a master: its own earlier image's sockets, those adopted by hand, those of a service manager.
     pub(crate) fn take() -> Inherited {
         let mut inherited = Inherited::read();
+        inherited.check = sys::take_var(CHECK).and_then(|text| {
+            let (fd, nonce) = text.to_str()?.split_once(':')?;
+            let fd = sys::fd::adopt_own(fd.parse().ok()?).ok()?;
+            Some((fd, nonce.to_owned()))
+        });
         let by_hand = BY_HAND.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((fds, token)) = by_hand {
             for (fd, was) in fds {
@@ -192,129 +205,24 @@ impl Inherited {
     }
 }
 
-/// The executable that a re-exec will execute, taken once: later /proc/self/exe names a deleted file.
-#[derive(Clone, Debug)]
-pub(crate) struct Image {
-    pub(crate) path: PathBuf,
-    pub(crate) argv: Vec<OsString>,
-    /// The state of the file that runs; `None`: not known.
-    running: Option<State>,
-}
-
-impl Image {
-    /// From the earlier image's word, the kernel's (AT_EXECFN) or `argv[0]` with PATH; absolute against the logical `$PWD`,
-    /// so that a symlink like `current` is followed anew each time.
-    pub(crate) fn find(token: Option<&Token>) -> Image {
-        let argv: Vec<OsString> = std::env::args_os().collect();
-        let told = token.map(|token| token.path.clone()).filter(|path| path.is_absolute());
-        let path = told.unwrap_or_else(|| {
-            let name = sys::os::exec_name().filter(|name| !name.as_bytes().starts_with(b"/dev/fd/"));
-            let name = name.or_else(|| argv.first().cloned()).unwrap_or_default();
-            absolute(&search(&name).unwrap_or_else(|| PathBuf::from(&name)))
-        });
-        let there = state(&path);
-        let running = match sys::os::SELF_IMAGE.map(|running| state(Path::new(running))) {
-            Some(running) => running,
-            None => there,
-        };
-        if running != there {
-            log::warn(format!("{} is not the image that runs; a reload will execute it", log::Shown(&path)));
-        }
-        // What was told is what was executed: where the two can never be the same (an emulator's
-        // /proc/self/exe), comparing with it again would reload for ever.
-        Image { running: token.and_then(|token| token.state).or(running), path, argv }
-    }
-
-    /// Has the file been replaced since it was executed? A file that is missing is not a new one.
-    pub(crate) fn is_replaced(&self) -> bool {
-        let there = state(&self.path);
-        there.is_some() && there != self.running
-    }
-
-    /// The file's state, for the token.
-    pub(crate) fn state(&self) -> Option<State> {
-        state(&self.path)
-    }
-
-    /// Can it be executed? Looks before anything is drained, so that the usual accidents cost nothing.
-    pub(crate) fn look(&self) -> Result<(), String> {
-        executable(&self.path).map_err(|why| format!("{} {why}", log::Shown(&self.path)))
-    }
-
-    /// execve(2) with `fds` left open and named. Returns only the error, with every flag as it was.
-    pub(crate) fn replace(&self, argv: &[OsString], fds: &[RawFd], token: Option<&str>) -> io::Error {
-        let mut argv = argv.to_vec();
-        let Some(first) = argv.first_mut() else {
-            return io::Error::new(io::ErrorKind::InvalidInput, "argv is empty");
-        };
-        *first = self.path.clone().into();
-        let list = fds.iter().map(RawFd::to_string).collect::<Vec<_>>().join(",");
-        let mut extra = vec![(FDS, list.as_str())];
-        extra.extend(token.map(|token| (HANDOFF, token)));
-        let strings = || -> io::Result<_> {
-            Ok((c_string(self.path.as_os_str())?, argv.iter().map(|a| c_string(a)).collect::<io::Result<Vec<_>>>()?))
-        };
-        let (path, argv) = match strings() {
-            Ok(strings) => strings,
-            Err(e) => return e,
-        };
-        let env = environment(&extra);
-        let mut cleared = Vec::new();
-        for fd in fds {
-            match sys::fd::set_cloexec(*fd, false) {
-                Ok(was) => cleared.push((*fd, was)),
-                Err(e) => log::warn(format!("fd {fd}: {e}: lost to the next image")),
-            }
-        }
-        let error = sys::process::exec(&path, &argv, &env);
-        for (fd, was) in cleared {
-            let _ = sys::fd::set_cloexec(fd, was);
-        }
-        error
-    }
-}
-
-fn state(path: &Path) -> Option<State> {
-    let m = std::fs::metadata(path).ok()?;
-    let fields = [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()].map(|field| field as u64);
-    Some(digest(&[&[m.dev(), m.ino(), m.size()], &fields[..]].concat()))
-}
-
 pub(crate) fn c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a NUL byte in a path or an argument"))
 }
 
+pub(crate) fn c_strings(texts: &[OsString]) -> io::Result<Vec<CString>> {
+    texts.iter().map(|text| c_string(text)).collect()
+}
+
 /// This environment without what belongs to a hand-off or an activation, and with `extra`.
 pub(crate) fn environment(extra: &[(&str, &str)]) -> Vec<CString> {
-    let ours = [FDS, HANDOFF, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "REFORK_WORKER", "REFORK_GENERATION"];
-    let kept = std::env::vars_os().filter(|(key, _)| !ours.iter().any(|ours| key == ours));
+    let ours =
+        [FDS, HANDOFF, CHECK, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "REFORK_WORKER", "REFORK_GENERATION"];
+    let set_anew = |name: &OsString| extra.iter().any(|(key, _)| name == key);
+    let kept = std::env::vars_os().filter(|(key, _)| !ours.iter().any(|ours| key == ours) && !set_anew(key));
     let kept = kept.map(|(key, value)| [key.into_vec(), value.into_vec()].join(&b'='));
     let extra = extra.iter().map(|(key, value)| format!("{key}={value}").into_bytes());
     kept.chain(extra).filter_map(|text| CString::new(text).ok()).collect()
-}
-
-/// Why the kernel would refuse to execute a file: an ELF image (of our word size, where ours is one) or a script with `#!`.
-pub(crate) fn executable(path: &Path) -> Result<(), String> {
-    let meta = std::fs::metadata(path).map_err(|e| format!("cannot be executed: {e}"))?;
-    if !meta.is_file() {
-        return Err("is not a regular file".into());
-    }
-    if meta.permissions().mode() & 0o111 == 0 {
-        return Err("is not executable (no x-bit)".into());
-    }
-    let mut head = Vec::new();
-    // A file that may be executed but not read is the kernel's to judge.
-    let Ok(file) = std::fs::File::open(path) else { return Ok(()) };
-    let read = file.take(5).read_to_end(&mut head);
-    read.map_err(|e| format!("cannot be read: {e}"))?;
-    match head.as_slice() {
-        [] => Err("is empty".into()),
-        [b'#', b'!', ..] => Ok(()),
-        [0x7f, b'E', b'L', b'F', ..] => Ok(()),
-        _ if cfg!(target_vendor = "apple") => Ok(()),
-        _ => Err("is neither an executable image nor a script with #!".into()),
-    }
 }
 
 /// The first executable file of that name in PATH; a name with a slash is itself.

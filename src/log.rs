@@ -35,10 +35,13 @@ pub(crate) enum How {
 }
 
 /// What asked for a reload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Trigger {
-    #[allow(dead_code)]
+    #[default]
+    Start,
     Change,
+    /// Asked for during the reload before.
+    Pending,
     Hup,
     Usr2,
 }
@@ -63,6 +66,28 @@ pub(crate) enum Note {
         reload: u64,
         trigger: Trigger,
     },
+    /// The new code's file is not whole yet.
+    Unsettled {
+        reload: u64,
+        why: String,
+    },
+    /// The image was rewritten with the bytes that run.
+    Same {
+        reload: u64,
+    },
+    Checking {
+        reload: u64,
+        what: String,
+    },
+    /// A line that a failed check has printed.
+    CheckSaid {
+        line: String,
+    },
+    /// An overlap: the generation before the last must go first.
+    Waiting {
+        reload: u64,
+        workers: usize,
+    },
     Draining {
         reload: u64,
         workers: usize,
@@ -79,6 +104,38 @@ pub(crate) enum Note {
     Dropped {
         reload: u64,
         why: String,
+    },
+    /// The new generation does not come up: the last good image follows.
+    RollingBack {
+        reload: u64,
+        why: String,
+    },
+    RolledBack {
+        reload: u64,
+        generation: u64,
+        workers: usize,
+        why: String,
+    },
+    /// The new generation does not come up, and there is no way back.
+    Abandoned {
+        reload: u64,
+        why: String,
+        serving: usize,
+    },
+    Summary {
+        reload: u64,
+        trigger: Trigger,
+        settle: Duration,
+        check: Duration,
+        drain: Duration,
+        exec: Duration,
+        boot: Duration,
+        gap: Duration,
+    },
+    /// The service seems to cause its own reloads.
+    Looping {
+        path: PathBuf,
+        quiet: Duration,
     },
     Adopted {
         reload: u64,
@@ -133,7 +190,7 @@ pub(crate) enum Note {
     Stopped,
     /// No worker became ready at the first start.
     CannotBoot {
-        attempts: u32,
+        why: String,
         waiting: bool,
     },
     WatchLost {
@@ -150,10 +207,14 @@ impl Note {
     pub(crate) fn level(&self) -> Level {
         match self {
             Note::Plain(level, _) => *level,
-            Note::Started { .. } | Note::Ended { .. } => Level::Debug,
+            Note::Started { .. } | Note::Ended { .. } | Note::Same { .. } => Level::Debug,
             Note::Died { .. } | Note::Killing { .. } | Note::KillingAll { .. } => Level::Warn,
             Note::Dropped { .. } | Note::ForkFailed { .. } | Note::Refused { .. } => Level::Error,
             Note::CannotBoot { .. } | Note::WatchLost { .. } => Level::Error,
+            Note::RollingBack { .. } | Note::Abandoned { .. } | Note::CheckSaid { .. } => Level::Error,
+            Note::Looping { .. } => Level::Warn,
+            Note::Unsettled { .. } | Note::Checking { .. } | Note::Waiting { .. } => Level::Info,
+            Note::RolledBack { .. } | Note::Summary { .. } => Level::Info,
             Note::Listening { .. } | Note::Watching { .. } | Note::Change { .. } | Note::Asked { .. } => Level::Info,
             Note::Draining { .. } | Note::Drained { .. } | Note::Exec { .. } | Note::Adopted { .. } => Level::Info,
             Note::Ready { .. } | Note::Stopping { .. } | Note::Stopped => Level::Info,
@@ -243,10 +304,61 @@ impl Display for Note {
                 list(f, paths, *more)
             }
             Note::Asked { reload, trigger } => match trigger {
-                Trigger::Change => write!(f, "reload #{reload}: starting after a change"),
+                Trigger::Start | Trigger::Change => write!(f, "reload #{reload}: starting after a change"),
+                Trigger::Pending => write!(f, "reload #{reload}: asked for during the one before"),
                 Trigger::Hup => write!(f, "reload #{reload}: asked for by SIGHUP"),
                 Trigger::Usr2 => write!(f, "reload #{reload}: asked for by SIGUSR2"),
             },
+            Note::Unsettled { reload, why } => write!(f, "reload #{reload}: waiting: {why}"),
+            Note::Same { reload } => write!(f, "reload #{reload}: the bytes that run already: nothing to do"),
+            Note::Checking { reload, what } => write!(f, "reload #{reload}: checking {what}"),
+            Note::CheckSaid { line } => write!(f, "check: {line}"),
+            Note::Waiting { reload, workers } => {
+                write!(f, "reload #{reload}: waiting for {} of an earlier generation to drain", Workers(*workers))
+            }
+            Note::RollingBack { reload, why } => {
+                write!(f, "reload #{reload}: {why}; rolling back to the last good image")
+            }
+            Note::RolledBack { reload, generation, workers, why } => write!(
+                f,
+                "reload #{reload}: rolled back: {}; generation {generation} serves on, {}; only a different image is \
+                 tried next",
+                why.trim_end(),
+                Workers(*workers)
+            ),
+            Note::Abandoned { reload, why, serving: 0 } => write!(
+                f,
+                "reload #{reload}: abandoned: {why}; there is no way back: starting workers of the new code is tried \
+                 again; the next change is tried at once"
+            ),
+            Note::Abandoned { reload, why, serving } => write!(
+                f,
+                "reload #{reload}: abandoned: {why}; {} of the old code serve on, but one that dies is replaced by the \
+                 new code: change it, or restart the service",
+                Workers(*serving)
+            ),
+            Note::Summary { reload, trigger, settle, check, drain, exec, boot, gap } => {
+                let trigger = match trigger {
+                    Trigger::Start | Trigger::Change => "change",
+                    Trigger::Pending => "pending",
+                    Trigger::Hup => "SIGHUP",
+                    Trigger::Usr2 => "SIGUSR2",
+                };
+                let (settle, check, drain) = (ms(settle), ms(check), ms(drain));
+                let (exec, boot, gap) = (ms(exec), ms(boot), ms(gap));
+                write!(
+                    f,
+                    "reload #{reload}: done after {trigger} in {settle} ms settle, {check} ms check, {drain} ms drain, \
+                     {exec} ms exec, {boot} ms boot; gap {gap} ms"
+                )
+            }
+            Note::Looping { path, quiet } => write!(
+                f,
+                "{} changes right after each reload: does the service write it itself? Exclude it; changes are now \
+                 collected for {} ms",
+                Shown(path),
+                ms(quiet)
+            ),
             Note::Draining { reload, workers } => write!(f, "reload #{reload}: draining {}", Workers(*workers)),
             Note::Drained { reload } => write!(f, "reload #{reload}: drained"),
             Note::Exec { reload, path, fds } => write!(f, "reload #{reload}: exec {} with fds {fds}", Shown(path)),
@@ -282,10 +394,10 @@ impl Display for Note {
             Note::Stopping { signal, workers } => write!(f, "stopping on {signal}: draining {}", Workers(*workers)),
             Note::KillingAll { workers } => write!(f, "stopping at once: SIGKILL to {}", Workers(*workers)),
             Note::Stopped => f.write_str("stopped"),
-            Note::CannotBoot { attempts, waiting: true } => {
-                write!(f, "workers cannot boot ({attempts} attempts); waiting for the next change")
+            Note::CannotBoot { why, waiting: true } => {
+                write!(f, "workers cannot boot ({why}); waiting for the next change")
             }
-            Note::CannotBoot { attempts, .. } => write!(f, "workers cannot boot ({attempts} attempts)"),
+            Note::CannotBoot { why, .. } => write!(f, "workers cannot boot ({why})"),
             Note::WatchLost { why } => write!(f, "auto-reload disabled: {why}"),
             Note::Plain(_, text) => f.write_str(text),
         }

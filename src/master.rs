@@ -23,8 +23,6 @@ use std::time::Duration;
 /// A socket that the caller makes.
 type Make = Box<dyn FnOnce() -> io::Result<OwnedFd>>;
 
-type Filter = Box<dyn Fn(&Path) -> bool + Send>;
-
 /// What was asked to be listened on.
 enum Ask {
     Addr { name: String, addr: String },
@@ -37,9 +35,30 @@ struct Watch {
     executable: bool,
     include: Vec<String>,
     exclude: Vec<String>,
-    filter: Option<Filter>,
+    filter: Option<Box<dyn Fn(&Path) -> bool + Send>>,
     debounce: (Duration, Duration),
     backend: Backend,
+}
+
+/// In which order the generations change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Handover {
+    /// The old workers drain first, then the new ones start: never two generations in memory. New connections wait in
+    /// the listen queue meanwhile. The default.
+    #[default]
+    DrainFirst,
+    /// The new workers start beside the old ones, which are drained once all of the new are ready: no moment without a
+    /// worker that accepts, and twice the memory for a while.
+    Overlap,
+}
+
+/// When a worker that executes a program counts as ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// It has lived this long. The default: one second.
+    After(Duration),
+    /// It has sent `READY=1` to the datagram socket named by `NOTIFY_SOCKET`, as sd_notify(3) does.
+    Notify,
 }
 
 /// What the workers run.
@@ -64,7 +83,7 @@ impl Command {
         let found = known.or_else(|| handoff::search(name).map(|path| handoff::absolute(&path)));
         let path = found.filter(|path| path.exists());
         let path = path.ok_or_else(|| fail(io::ErrorKind::NotFound, "no such file, neither here nor in PATH"))?;
-        handoff::executable(&path).map_err(|why| fail(io::ErrorKind::PermissionDenied, &why))?;
+        handoff::executable(&path).map_err(|unfit| fail(io::ErrorKind::PermissionDenied, &unfit.why))?;
         Ok(path)
     }
 
@@ -74,19 +93,27 @@ impl Command {
     }
 
     /// Everything that one worker's exec needs.
-    fn program(&self, slot: usize, generation: u64, listeners: &[Listener]) -> io::Result<Program> {
+    fn program(
+        &self,
+        slot: usize,
+        generation: u64,
+        listeners: &[Listener],
+        notify: Option<&str>,
+    ) -> io::Result<Program> {
         let (slot, generation, count) = (slot.to_string(), generation.to_string(), listeners.len().to_string());
         let names: Vec<&str> =
             listeners.iter().map(|l| if l.name().is_empty() { "unknown" } else { l.name() }).collect();
         let names = names.join(":");
         let mut extra = vec![("REFORK_WORKER", slot.as_str()), ("REFORK_GENERATION", generation.as_str())];
+        extra.extend(notify.map(|name| ("NOTIFY_SOCKET", name)));
         if !listeners.is_empty() {
             extra.extend([("LISTEN_FDS", count.as_str()), ("LISTEN_FDNAMES", names.as_str())]);
         }
-        let argv = self.argv.iter().map(|arg| handoff::c_string(arg)).collect::<io::Result<Vec<_>>>()?;
-        let sockets = listeners.iter().map(AsRawFd::as_raw_fd).collect();
+        let argv = handoff::c_strings(&self.argv)?;
+        let sockets: Vec<_> = listeners.iter().map(AsRawFd::as_raw_fd).collect();
+        let listen = !sockets.is_empty();
         let path = self.path.clone().map_or_else(|| self.find(), Ok)?;
-        Ok(Program::new(handoff::c_string(path.as_os_str())?, argv, handoff::environment(&extra), sockets))
+        Ok(Program::new(handoff::c_string(path.as_os_str())?, argv, handoff::environment(&extra), sockets, listen))
     }
 }
 
@@ -117,7 +144,16 @@ pub struct Master {
     asks: Vec<Ask>,
     workers: usize,
     watch: Watch,
+    handover: Handover,
+    check: bool,
+    check_command: Option<OsString>,
+    rollback: bool,
+    ready: Ready,
+    stop_signal: i32,
     shutdown_timeout: Duration,
+    boot_timeout: Duration,
+    check_timeout: Duration,
+    status_file: Option<PathBuf>,
 }
 
 impl fmt::Debug for Master {
@@ -136,7 +172,8 @@ impl Default for Master {
 }
 
 impl Master {
-    /// Takes the executable's path, the arguments, the working directory, the signal mask and what an earlier image left.
+    /// Takes the executable's path, the arguments, the working directory, the signal mask and what an earlier image
+    /// left.
     ///
     /// Call it first in `main`: before the working directory changes and before any thread starts, for it removes
     /// `BB_INHERIT_FDS` and `REFORK_HANDOFF` from the environment. After a reload all signals stay blocked until
@@ -155,27 +192,45 @@ impl Master {
             debounce: (Duration::from_millis(50), Duration::from_millis(1600)),
             backend: Backend::Auto,
         };
-        let shutdown_timeout = Duration::from_secs(10);
-        Master { inherited, image, mask, ignored, asks: Vec::new(), workers: 1, watch, shutdown_timeout }
+        Master {
+            inherited,
+            image,
+            mask,
+            ignored,
+            asks: Vec::new(),
+            workers: 1,
+            watch,
+            handover: Handover::DrainFirst,
+            check: true,
+            check_command: None,
+            rollback: true,
+            ready: Ready::After(Duration::from_secs(1)),
+            stop_signal: libc::SIGTERM,
+            shutdown_timeout: Duration::from_secs(10),
+            boot_timeout: Duration::from_secs(30),
+            check_timeout: Duration::from_secs(5),
+            status_file: None,
+        }
     }
 
     /// Listens on an address; repeatable. None is allowed: a master of workers without sockets.
     ///
-    /// `HOST:PORT`, `[V6]:PORT`, `:PORT` (all IPv4 and all IPv6 addresses: two sockets with one port; one family is enough),
-    /// `unix:PATH[,mode=0660]`, `fd://N` (a listening socket inherited under that number). Port 0 lets the kernel choose.
+    /// `HOST:PORT`, `[V6]:PORT`, `:PORT` (all IPv4 and all IPv6 addresses: two sockets with one port; one family is
+    /// enough), `unix:PATH[,mode=0660]`, `fd://N` (a listening socket inherited under that number). Port 0 lets the
+    /// kernel choose.
     pub fn bind(self, addr: impl Into<String>) -> Master {
         self.bind_named("", addr)
     }
 
-    /// As [`Master::bind`]; the name is [`crate::Listener::name`] in the worker, LISTEN_FDNAMES for a COMMAND, and by it and
-    /// the address a socket is recognised after a reload. ASCII without `:`, `,` or spaces.
+    /// As [`Master::bind`]; the name is [`crate::Listener::name`] in the worker, LISTEN_FDNAMES for a COMMAND, and by
+    /// it and the address a socket is recognised after a reload. ASCII without `:`, `,` or spaces.
     pub fn bind_named(mut self, name: impl Into<String>, addr: impl Into<String>) -> Master {
         self.asks.push(Ask::Addr { name: name.into(), addr: addr.into() });
         self
     }
 
-    /// Listens on a socket that the caller makes. `make` runs only if no socket of that name was inherited from the image
-    /// before; its error ends [`Master::run`].
+    /// Listens on a socket that the caller makes. `make` runs only if no socket of that name was inherited from the
+    /// image before; its error ends [`Master::run`].
     pub fn listen_with<F, L>(mut self, name: impl Into<String>, make: F) -> Master
     where
         F: FnOnce() -> io::Result<L> + 'static,
@@ -192,8 +247,8 @@ impl Master {
         self
     }
 
-    /// Reloads when this file, or a source file somewhere in this directory, changes; repeatable. A path that does not exist
-    /// yet is a warning, and watched for.
+    /// Reloads when this file, or a source file somewhere in this directory, changes; repeatable. A path that does not
+    /// exist yet is a warning, and watched for.
     pub fn watch(mut self, path: impl Into<PathBuf>) -> Master {
         self.watch.paths.push(path.into());
         self
@@ -223,7 +278,8 @@ impl Master {
         self
     }
 
-    /// A batch of changes is complete when nothing changed for `quiet` (default 50 ms), at the latest `cap` (1,600 ms) after its first.
+    /// A batch of changes is complete when nothing changed for `quiet` (default 50 ms), at the latest `cap` (1,600 ms)
+    /// after its first.
     pub fn debounce(mut self, quiet: Duration, cap: Duration) -> Master {
         self.watch.debounce = (quiet, cap);
         self
@@ -235,15 +291,90 @@ impl Master {
         self
     }
 
-    /// How long workers may finish what they are answering after SIGTERM; then SIGKILL. Default 10 s, at most 136 years.
-    pub fn shutdown_timeout(mut self, timeout: Duration) -> Master {
-        // A deadline is a sum: "for ever" must not overflow it.
-        self.shutdown_timeout = timeout.min(Duration::from_secs(u32::MAX.into()));
+    /// In which order a reload changes the generations; default [`Handover::DrainFirst`].
+    pub fn handover(mut self, handover: Handover) -> Master {
+        self.handover = handover;
         self
     }
 
-    /// Takes the log's lines instead of stderr. A plain function: nothing to lock across a fork. It runs on the main thread,
-    /// on the watcher's, and in workers.
+    /// Tries the new executable before it replaces the running one; default true. It is started once as a child without
+    /// sockets, runs `main` up to [`Master::run`], and ends there, before anything is bound and before
+    /// [`Master::listen_with`] is asked. If it does not get there in [`Master::check_timeout`], the reload is dropped, what it
+    /// printed is in the log, and the running code serves on.
+    ///
+    /// What `main` does before `run` is thus done twice, the first time while the old code runs.
+    pub fn check(mut self, check: bool) -> Master {
+        self.check = check;
+        self
+    }
+
+    /// A shell command (`sh -c`) that decides whether a new generation of a program ([`Master::run_command`]) may
+    /// start: exit code 0 within [`Master::check_timeout`]; else the reload is dropped and the running code serves on.
+    /// Not asked at the first start. Default: none.
+    pub fn check_command(mut self, command: impl Into<OsString>) -> Master {
+        self.check_command = Some(command.into());
+        self
+    }
+
+    /// Goes back to the last good executable when the workers of a new one do not become ready; default true. That file
+    /// is kept open until the new generation is ready, even if it is deleted. With false, or where the kernel cannot do
+    /// it (elsewhere than on Linux), old workers serve on with [`Handover::Overlap`], and with [`Handover::DrainFirst`]
+    /// the new ones are tried again and again until the next change.
+    pub fn rollback(mut self, rollback: bool) -> Master {
+        self.rollback = rollback;
+        self
+    }
+
+    /// When a worker of [`Master::run_command`] counts as ready; default: after one second.
+    pub fn ready(mut self, ready: Ready) -> Master {
+        self.ready = match ready {
+            Ready::After(time) => Ready::After(bounded(time)),
+            Ready::Notify => Ready::Notify,
+        };
+        self
+    }
+
+    /// The signal's number that asks a worker of [`Master::run_command`] to drain; default SIGTERM (15).
+    pub fn stop_signal(mut self, signal: i32) -> Master {
+        self.stop_signal = signal;
+        self
+    }
+
+    /// How long workers may finish what they are answering after SIGTERM; then SIGKILL. Default 10 s, at most 136
+    /// years.
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Master {
+        self.shutdown_timeout = bounded(timeout);
+        self
+    }
+
+    /// How long the workers of a new generation may take until all are ready; then it has failed: see
+    /// [`Master::rollback`]. Default 30 s, at most 136 years.
+    pub fn boot_timeout(mut self, timeout: Duration) -> Master {
+        self.boot_timeout = bounded(timeout);
+        self
+    }
+
+    /// How long [`Master::check`] and [`Master::check_command`] may take, together; default 5 s, at most 136 years.
+    pub fn check_timeout(mut self, timeout: Duration) -> Master {
+        self.check_timeout = bounded(timeout);
+        self
+    }
+
+    /// Keeps a file that says what the service is doing, as `key='value'` lines that a shell can source: `pid`,
+    /// `start_time` (field 22 of /proc/PID/stat, where there is one), `generation`, `reload` (the number of the last),
+    /// `state` (`starting`, `serving`, `reloading`, `waiting`, `stopping`, `stopped`), `workers`
+    /// (`slot:pid:generation:state`, separated by spaces), `last_error` (why the last reload had no effect; empty: it
+    /// had), `image`.
+    ///
+    /// Replaced atomically, mode 0644, at every change of these; never written through a symbolic link. One that cannot
+    /// be written is a warning. It stays after the end, with `state='stopped'`. Default: none.
+    pub fn status_file(mut self, path: impl Into<PathBuf>) -> Master {
+        self.status_file = Some(path.into());
+        self
+    }
+
+    /// Takes the log's lines instead of stderr. A plain function: nothing to lock across a fork. It runs on the main
+    /// thread, on the watcher's, and in workers.
     pub fn log(self, sink: Sink) -> Master {
         log::set_sink(sink);
         self
@@ -255,17 +386,19 @@ impl Master {
         self
     }
 
-    /// Forks the workers, each of which runs `serve`, and supervises them until SIGTERM or SIGINT. Returns in the master when
-    /// all is drained; never returns in a worker, whose exit code is 0, 1 if `serve` failed, 101 if it panicked.
+    /// Forks the workers, each of which runs `serve`, and supervises them until SIGTERM or SIGINT. Returns in the
+    /// master when all is drained; never returns in a worker, whose exit code is 0, 1 if `serve` failed, 101 if it
+    /// panicked.
     ///
-    /// A reload replaces this process's image: the executable runs `main` again, with the same pid, and adopts the sockets here.
+    /// A reload replaces this process's image: the executable runs `main` again, with the same pid, and adopts the
+    /// sockets here.
     ///
     /// # Errors
     ///
-    /// A value that makes no sense, not the main thread, an address that cannot be bound or a socket that cannot be made, a
-    /// path that cannot be watched; and, at the first start without a watcher, workers that die before they are ready five
-    /// times in a row. Nothing is left behind: sockets are closed, signal handlers are what they were. Once the service
-    /// runs, trouble is a line in the log.
+    /// A value that makes no sense, not the main thread, an address that cannot be bound or a socket that cannot be
+    /// made, a path that cannot be watched; and, at the first start without a watcher, workers that die before they are
+    /// ready five times in a row. Nothing is left behind: sockets are closed, signal handlers are what they were. Once
+    /// the service runs, trouble is a line in the log.
     pub fn run<F>(self, mut serve: F) -> Result<()>
     where
         F: FnMut(&mut Worker) -> io::Result<()>,
@@ -273,12 +406,13 @@ impl Master {
         self.supervise(Job::Serve(&mut serve))
     }
 
-    /// As [`Master::run`], with workers that execute a program: `argv[0]` (found with PATH) with these arguments, and the
-    /// sockets at descriptors 3, 4, ... in the systemd convention: `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`; and
-    /// `REFORK_WORKER` (the slot), `REFORK_GENERATION`.
+    /// As [`Master::run`], with workers that execute a program: `argv[0]` (found with PATH) with these arguments, and
+    /// the sockets at descriptors 3, 4, ... in the systemd convention: `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`;
+    /// and `REFORK_WORKER` (the slot), `REFORK_GENERATION`.
     ///
-    /// The code lives in the program: a reload starts a new generation of it without a re-exec of this process, except after
-    /// SIGUSR2 or when this process's own executable has changed. The program's file is watched too when anything is.
+    /// The code lives in the program: a reload starts a new generation of it without a re-exec of this process, except
+    /// after SIGUSR2 or when this process's own executable has changed. The program's file is watched too when anything
+    /// is.
     ///
     /// # Errors
     ///
@@ -298,18 +432,39 @@ impl Master {
         if !sys::os::is_main_thread() {
             return Err(Error::config("run", "must be called on the main thread"));
         }
-        let wants = self.check()?;
+        let wants = match self.validate() {
+            Ok(wants) => wants,
+            Err(e) if self.inherited.check.is_some() => return Err(e),
+            Err(e) => return Err(self.give_back(e)),
+        };
+        if let Some((fd, nonce)) = self.inherited.check {
+            // This image is only tried: it got here, and that is the answer.
+            let _ = io::Write::write_all(&mut std::fs::File::from(fd), nonce.as_bytes());
+            sys::process::exit_now(0);
+        }
         service::run(self, wants, job)
     }
 
+    /// An image that cannot begin to serve gives the service back to the one before, if that is possible.
+    fn give_back(&self, why: Error) -> Error {
+        let listeners: Vec<&Listener> = self.inherited.listeners.iter().collect();
+        match &self.inherited.token {
+            Some(token) => service::give_back(&self.image, token, &listeners, why),
+            None => why,
+        }
+    }
+
     /// Everything that can be known to be wrong before anything is done. One entry per ask; none for a closure.
-    fn check(&self) -> Result<Vec<Vec<Want>>> {
+    fn validate(&self) -> Result<Vec<Vec<Want>>> {
         if !(1..=65_535).contains(&self.workers) {
             return Err(Error::config(self.workers.to_string(), "is not a number of workers from 1 to 65535"));
         }
         let (quiet, cap) = self.watch.debounce;
         if quiet > cap {
             return Err(Error::config("debounce", "the cap is shorter than the quiet time"));
+        }
+        if !(1..=64).contains(&self.stop_signal) {
+            return Err(Error::config(self.stop_signal.to_string(), "is not a signal"));
         }
         let mut seen: Vec<String> = Vec::new();
         let mut wants = Vec::new();
@@ -335,4 +490,9 @@ impl Master {
         }
         Ok(wants)
     }
+}
+
+/// A deadline is a sum: "for ever" must not overflow it.
+fn bounded(time: Duration) -> Duration {
+    time.min(Duration::from_secs(u32::MAX.into()))
 }

@@ -17,9 +17,9 @@ pub(crate) const SERVING: u8 = b'S';
 
 /// A worker process, as the function given to [`crate::Master::run`] sees it.
 ///
-/// The function returns when the worker is to end: [`Worker::accept`] returns `None` then. A function with its own event
-/// loop takes [`Worker::listeners`], watches [`Worker::drain_fd`] beside them, and when that becomes readable accepts what is
-/// queued, closes idle connections, finishes the others and returns.
+/// The function returns when the worker is to end: [`Worker::accept`] returns `None` then. A function with its own
+/// event loop takes [`Worker::listeners`], watches [`Worker::drain_fd`] beside them, and when that becomes readable
+/// accepts what is queued, closes idle connections, finishes the others and returns.
 ///
 /// What fork(2) copies: a random generator or a hash seed made before `run` is the same in every worker.
 #[derive(Debug)]
@@ -50,6 +50,10 @@ impl Worker {
         Worker { slot, generation, listeners, channel, turn: 0, told, ending: false, drained: false, said_full: false }
     }
 
+    pub(crate) fn has_no_listeners(&self) -> bool {
+        self.listeners.is_empty()
+    }
+
     /// This worker's number, from 0. It survives a respawn: the successor of a dead worker has the same.
     pub fn slot(&self) -> usize {
         self.slot
@@ -60,15 +64,16 @@ impl Worker {
         self.generation
     }
 
-    /// The listeners, in the order in which they were bound, for an event loop of one's own. They are non-blocking and must
-    /// stay so. A worker that takes them is ready when it is still alive a second later, or says [`Worker::ready`].
+    /// The listeners, in the order in which they were bound, for an event loop of one's own. They are non-blocking and
+    /// must stay so. A worker that takes them, or has none, is ready when it is still alive a second later, or says
+    /// [`Worker::ready`].
     pub fn listeners(&mut self) -> &[Listener] {
         self.tell(Told::Serving);
         &self.listeners
     }
 
-    /// A descriptor that becomes readable (end of file), for good, when this worker is to drain or its master is dead. Do not
-    /// read from it.
+    /// A descriptor that becomes readable (end of file), for good, when this worker is to drain or its master is dead.
+    /// Do not read from it.
     pub fn drain_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
@@ -93,11 +98,11 @@ impl Worker {
         }
     }
 
-    /// Waits for the next connection on any listener; `None`: this worker is draining, and everything that was queued has
-    /// been returned. The first call tells the master that this worker is ready.
+    /// Waits for the next connection on any listener; `None`: this worker is draining, and everything that was queued
+    /// has been returned. The first call tells the master that this worker is ready.
     ///
-    /// Interrupted calls, connections that went away while they were queued and the like are absorbed. When no descriptor is
-    /// left it says so once and tries again every 100 ms.
+    /// Interrupted calls, connections that went away while they were queued and the like are absorbed. When no
+    /// descriptor is left it says so once and tries again every 100 ms.
     ///
     /// # Errors
     ///

@@ -227,7 +227,7 @@ fn a_command_that_disappears_during_a_re_exec_is_waited_for() {
     let mut proc = Proc::start(dir.str("refork"), &["run", "-b", "127.0.0.1:0", &command]);
     let addr = proc.addr();
     proc.line("ready: generation 1");
-    dir.script("refork", &format!("#!/bin/sh\nrm '{command}'\nexec '{REFORK}' \"$@\"\n"));
+    dir.script("refork", &format!("#!/bin/sh\n[ -n \"$REFORK_CHECK\" ] || rm '{command}'\nexec '{REFORK}' \"$@\"\n"));
     proc.signal("USR2");
     proc.line("adopted 1 listener");
     let line = proc.line("cannot fork worker 0");

@@ -1,23 +1,34 @@
 //! The one loop: wait, turn what happened into events, ask the plan, do what it says.
 
+mod adopt;
+mod check;
+mod exec;
+mod news;
+mod notify;
 mod spawn;
+mod status;
 
 use super::signals::{has_terminal, warn_of_threads, Signals};
 use super::watching::{self, Flags};
-use super::{sockets, Job, Master};
+use super::{sockets, Handover, Job, Master, Ready};
 use crate::error::{Error, Op, Result};
 use crate::handoff::Image;
 use crate::listener::{Listener, Want};
-use crate::log::{self, How, Note};
-use crate::plan::supervise::{Action, Config, Event, Signal, Supervise};
-use crate::plan::token::Token;
-use crate::sys::process::{self, News};
+use crate::log::{self, Note};
+use crate::plan::supervise::{Action, Config, Event, Supervise};
+use crate::sys::process::{self, Pid};
 use crate::sys::{self, fd::interest, signal};
 use crate::watch::FileChangeWatcher;
+use check::Trial;
+pub(super) use exec::give_back;
+use news::reap_workers;
 use spawn::{read_channel, Proc};
+use status::Status;
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,27 +50,58 @@ pub(super) struct Service<'a> {
     watches_image: bool,
     flags: Arc<Flags>,
     ignored: u64,
+    ready: Ready,
+    stop_signal: i32,
     shutdown_timeout: Duration,
+    check: bool,
+    check_command: Option<OsString>,
+    check_timeout: Duration,
+    rollback: bool,
+    /// The last good image, until this one is.
+    good: Option<OwnedFd>,
+    /// The new code is being tried.
+    trial: Option<Trial>,
+    /// Killed trials that are to be reaped.
+    ended: Vec<Pid>,
+    /// Where git's lock is looked for.
+    roots: Vec<PathBuf>,
+    status: Status,
     /// There is a terminal that could hang up.
     terminal: bool,
     events: VecDeque<Event>,
 }
 
 pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Result<()> {
-    let signals = Signals::install(&master.mask)?;
+    let mut signals = Signals::install(&master.mask)?;
     let token = master.inherited.token.take();
+    let mut events = VecDeque::from([Event::Start]);
+    // Who died between the two images is known before any signal comes through.
+    let (mut procs, ended) = token.as_ref().map(adopt::workers).unwrap_or_default();
+    reap_workers(&mut procs, &job, &mut events);
     signals.unblock();
     let adopted = std::mem::take(&mut master.inherited.listeners);
+    // What a way back would need: a socket that is not wanted here is closed by its owner.
+    let spare = token.as_ref().filter(|token| token.image.is_some()).map_or(Vec::new(), |_| adopt::copies(&adopted));
     let asks = std::mem::take(&mut master.asks);
     // A stop that is asked for meanwhile ends the waiting; the loop answers it.
     let mut pause = |time| {
         let mut pipe = [interest(Some(signals.fd()))];
         sys::fd::poll(&mut pipe, Some(time)).is_err() || pipe[0].revents != 0
     };
-    let (listeners, dropped, found) = sockets::open(asks, wants, adopted, &mut pause)?;
-    let (generation, reload) = token.as_ref().map_or((1, 0), |token| (token.generation, token.reload));
-    if token.is_some() {
-        log::say(&Note::Adopted { reload, listeners: found, workers: 0 });
+    let (listeners, dropped, found) = match (sockets::open(asks, wants, adopted, &mut pause), &token) {
+        (Ok(opened), _) => opened,
+        (Err(e), Some(token)) => {
+            signal::block_all();
+            // Seen already: pending again, for the image that follows.
+            signals.read().into_iter().filter(|byte| *byte > 0).for_each(|byte| signal::raise(byte.into()));
+            return Err(give_back(&master.image, token, &spare.iter().collect::<Vec<_>>(), e));
+        }
+        (Err(e), None) => return Err(e),
+    };
+    drop(spare);
+    if let Some(token) = &token {
+        let (reload, workers) = (token.reload, procs.len());
+        log::say(&Note::Adopted { reload, listeners: found, workers });
     }
     for listener in &listeners {
         // Shared by all who hold the socket: decided once, here.
@@ -70,40 +112,68 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
             log::say(&Note::Listening { addr });
         }
     }
+    let now = sys::now();
+    let good = token.as_ref().and_then(|token| adopt::image(token, master.rollback));
+    let past = token.as_ref().map(|token| adopt::past(token, now, good.is_some())).unwrap_or_default();
     let flags = Arc::new(Flags::default());
     let watches_image = master.watch.executable || matches!(job, Job::Command(_));
-    let mut watcher = watching::watcher(&mut master, &job, &flags);
-    watching::arm(&mut watcher, token.is_none())?;
+    let roots = master.watch.paths.iter().map(|path| crate::handoff::absolute(path)).collect();
+    let quiet = master.watch.debounce.0;
+    let mut watcher = watching::watcher(&mut master, &job, &flags, past.repeats.quiet(quiet));
+    let watched = token.as_ref().map(|token| token.watched).unwrap_or_default();
+    watching::arm(&mut watcher, token.is_none(), watched)?;
     let slots = match &token {
         Some(token) if token.configured == master.workers => token.slots.max(1),
         _ => master.workers,
     };
+    let ready_after = match (&job, master.ready) {
+        (Job::Serve(_), _) => Some(Duration::from_secs(1)),
+        (Job::Command(_), Ready::After(time)) => Some(time),
+        (Job::Command(_), Ready::Notify) => None,
+    };
     let config = Config {
         slots,
         reexec: matches!(job, Job::Serve(_)),
+        overlap: master.handover == Handover::Overlap,
         watching: watcher.is_some(),
+        ready_after,
         shutdown_timeout: master.shutdown_timeout,
+        boot_timeout: master.boot_timeout,
+        check_timeout: master.check_timeout,
+        quiet,
     };
     let mut service = Service {
         image: master.image,
         job,
-        plan: Supervise::new(config, generation, reload),
+        plan: Supervise::new(now, config, past),
         configured: master.workers,
         listeners,
         dropped,
-        procs: Vec::new(),
+        procs,
         signals,
         watcher,
         watching: false,
         watches_image,
         flags,
         ignored: master.ignored,
+        ready: master.ready,
+        stop_signal: master.stop_signal,
         shutdown_timeout: master.shutdown_timeout,
+        check: master.check,
+        check_command: master.check_command,
+        check_timeout: master.check_timeout,
+        rollback: master.rollback,
+        good,
+        trial: None,
+        ended,
+        roots,
+        status: Status::new(master.status_file),
         terminal: has_terminal(),
-        events: VecDeque::from([Event::Start]),
+        events,
     };
     warn_of_threads();
     let code = service.go();
+    service.tell_status();
     drop(service.watcher.take());
     service.listeners.iter().chain(&service.dropped).for_each(Listener::unlink);
     let io = |kind, why: &str| io::Error::new(kind, why);
@@ -133,13 +203,14 @@ impl Service<'_> {
                 }
                 answers.into_iter().rev().for_each(|answer| self.events.push_front(answer));
             }
-            if self.plan.handing_off() {
-                self.hand_off();
-            } else {
-                self.start_watcher();
-                if self.events.is_empty() {
-                    self.wait();
-                }
+            self.tell_status();
+            if let Some(back) = self.plan.execs() {
+                self.hand_off(back);
+                continue;
+            }
+            self.start_watcher();
+            if self.events.is_empty() {
+                self.wait();
             }
         }
     }
@@ -154,7 +225,8 @@ impl Service<'_> {
         if self.watches_image && self.image.is_replaced() {
             let (reload, paths) = (Some(self.plan.next_reload()), vec![self.image.path.clone()]);
             log::say(&Note::Change { reload, paths, more: 0 });
-            self.events.push_back(Event::Change { own: true });
+            let path = self.image.path.clone();
+            self.events.push_back(Event::Change { own: true, others: false, path });
         }
         if let Err(e) = watcher.spawn() {
             log::say(&Note::WatchLost { why: e.to_string() });
@@ -166,149 +238,26 @@ impl Service<'_> {
     fn wait(&mut self) {
         let timeout = self.plan.deadline().map(|deadline| deadline.saturating_sub(sys::now()));
         let mut fds = vec![interest(Some(self.signals.fd()))];
-        fds.extend(self.procs.iter().map(|proc| interest(proc.channel.as_ref().map(AsFd::as_fd))));
+        for proc in &self.procs {
+            fds.push(interest(proc.channel.as_ref().map(AsFd::as_fd)));
+            fds.push(interest(proc.notify.as_ref().map(|notify| notify.socket.as_fd())));
+        }
+        let trial = self.trial.as_ref().map_or([None, None], Trial::channels);
+        fds.extend(trial.map(|channel| interest(channel.map(AsFd::as_fd))));
         if let Err(e) = sys::fd::poll(&mut fds, timeout) {
             log::warn(format!("poll: {e}"));
         }
-        for (proc, fd) in self.procs.iter_mut().zip(&fds[1..]) {
-            if fd.revents != 0 {
+        for (proc, fds) in self.procs.iter_mut().zip(fds[1..].chunks(2)) {
+            if fds.iter().any(|fd| fd.revents != 0) {
                 read_channel(proc, &self.job, &mut self.events);
             }
         }
+        self.trial.iter_mut().for_each(Trial::read);
         if fds[0].revents != 0 {
             let signals = self.signals.read();
             self.take_signals(&signals);
         }
         self.events.push_back(Event::Time);
-    }
-
-    /// Turns bytes of the self-pipe into events.
-    fn take_signals(&mut self, bytes: &[u8]) {
-        let mut reap = false;
-        for byte in bytes {
-            let event = match libc::c_int::from(*byte) {
-                0 => {
-                    self.take_flags();
-                    continue;
-                }
-                libc::SIGCHLD => {
-                    reap = true;
-                    continue;
-                }
-                libc::SIGTERM => Signal::Term,
-                libc::SIGINT => Signal::Int,
-                libc::SIGQUIT => Signal::Quit,
-                libc::SIGHUP if self.terminal && !has_terminal() => {
-                    self.terminal = false;
-                    // nohup(1): the service is to outlive its terminal, and nobody asked for a reload.
-                    if self.ignored & 1 << libc::SIGHUP != 0 {
-                        continue;
-                    }
-                    Signal::Hangup
-                }
-                libc::SIGHUP => Signal::Hup,
-                libc::SIGUSR1 => Signal::Usr1,
-                libc::SIGUSR2 => Signal::Usr2,
-                libc::SIGTTIN => Signal::Ttin,
-                libc::SIGTTOU => Signal::Ttou,
-                _ => continue,
-            };
-            self.events.push_back(Event::Signal(event));
-        }
-        if reap {
-            self.reap();
-        }
-    }
-
-    fn take_flags(&mut self) {
-        if self.flags.changed.swap(false, SeqCst) {
-            let own = self.flags.own.swap(false, SeqCst);
-            self.events.push_back(Event::Change { own });
-        }
-        if self.flags.lost.swap(false, SeqCst) {
-            self.watcher = None;
-            self.events.push_back(Event::WatchLost);
-        }
-    }
-
-    fn reap(&mut self) {
-        let (events, job) = (&mut self.events, &self.job);
-        self.procs.retain_mut(|proc| loop {
-            let how = match process::reap(proc.pid) {
-                None => return true,
-                Some(News::Stopped(signal)) => {
-                    let (slot, pid) = (proc.slot, proc.pid.get());
-                    log::warn(format!("worker {slot} (pid {pid}) is stopped by signal {signal}"));
-                    continue;
-                }
-                Some(News::Exited(code)) => How::Code(code),
-                Some(News::Signaled(signal)) => How::Signal(signal),
-                Some(News::Lost) => How::Unknown,
-            };
-            // What it said last comes before its end.
-            read_channel(proc, job, events);
-            events.push_back(Event::Exited { pid: proc.pid.get(), how });
-            return false;
-        });
-        if sys::os::inherits_orphans() {
-            process::reap_orphans(|pid| self.procs.iter().any(|proc| proc.pid.get() == pid));
-        }
-    }
-
-    /// The exact order of an exec: gate, block all, look into the self-pipe, exec. What was in the pipe is acted upon first,
-    /// and what comes later is pending in the next image.
-    fn hand_off(&mut self) {
-        let gate = process::gate();
-        let before = signal::block_all();
-        let signals = self.signals.read();
-        if signals.is_empty() {
-            let why = self.exec();
-            self.events.push_back(Event::ExecFailed { why: why.to_string() });
-        }
-        signal::set_mask(&before);
-        drop(gate);
-        self.take_signals(&signals);
-    }
-
-    /// Before anything is drained: is the new code whole?
-    fn look(&self, reexec: bool) -> std::result::Result<(), String> {
-        match &self.job {
-            Job::Command(command) => command.find().map(drop).map_err(|e| e.to_string())?,
-            Job::Serve(_) => {}
-        }
-        if reexec {
-            self.image.look()
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Returns only the error.
-    fn exec(&self) -> Error {
-        let fds: Vec<RawFd> = self.listeners.iter().map(AsRawFd::as_raw_fd).collect();
-        let token = Token {
-            pid: std::process::id(),
-            generation: self.plan.generation(),
-            reload: self.plan.reload(),
-            slots: self.plan.slots(),
-            configured: self.configured,
-            mask: self.signals.before.bits(),
-            ignored: self.ignored,
-            path: self.image.path.clone(),
-            state: self.image.state(),
-            listeners: self.listeners.iter().map(Listener::carry).collect(),
-            ..Token::default()
-        };
-        let (reload, path) = (self.plan.reload(), self.image.path.clone());
-        let list = fds.iter().map(RawFd::to_string).collect::<Vec<_>>().join(",");
-        log::say(&Note::Exec { reload, path, fds: list });
-        let shown = self.image.path.display().to_string();
-        let looked = self.image.look();
-        let error = match looked {
-            Ok(()) => self.image.replace(&self.image.argv, &fds, Some(&token.encode())),
-            Err(why) => io::Error::other(why),
-        };
-        Error::new(Op::Exec, shown, error)
     }
 }
 
@@ -327,7 +276,11 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
             Err(e) => Event::ForkFailed { slot, why: e.to_string() },
         }),
         Action::Term { pid } => {
-            signal(pid, libc::SIGTERM);
+            let stop = match service.job {
+                Job::Serve(_) => libc::SIGTERM,
+                Job::Command(_) => service.stop_signal,
+            };
+            signal(pid, stop);
             // A stopped worker would not see it.
             signal(pid, libc::SIGCONT);
             None
@@ -342,9 +295,19 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
             signal(pid, libc::SIGUSR1);
             None
         }
-        Action::Look { reexec } => Some(Event::Looked(service.look(reexec))),
-        Action::CloseDropped => {
+        Action::Look { reexec, only_own, last } => Some(Event::Looked(service.look(reexec, only_own, last))),
+        Action::Check { reexec } => service.begin_check(reexec),
+        Action::EndCheck => {
+            service.end_check();
+            None
+        }
+        Action::Settled => {
             service.dropped.drain(..).for_each(|listener| listener.unlink());
+            service.good = None;
+            None
+        }
+        Action::Quiet { quiet } => {
+            service.watcher.iter().for_each(|watcher| watching::set_quiet(watcher, quiet));
             None
         }
         Action::Say(note) => {
@@ -352,6 +315,6 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
             None
         }
         // The loop asks the plan.
-        Action::HandOff | Action::Exit { .. } => None,
+        Action::HandOff | Action::RollBack | Action::Exit { .. } => None,
     }
 }

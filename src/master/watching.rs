@@ -3,23 +3,55 @@
 use super::{Job, Master};
 use crate::error::Result;
 use crate::log::{self, Note};
+use crate::plan::supervise::Event;
 use crate::plan::token::Watched;
-use crate::sys::signal;
+use crate::sys::process::Gate;
+use crate::sys::{self, signal};
 use crate::watch::{FileChangeWatcher, Trouble};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What the watcher's thread leaves for the loop, beside a byte in the self-pipe.
 #[derive(Default)]
 pub(super) struct Flags {
-    pub(super) changed: AtomicBool,
-    pub(super) own: AtomicBool,
+    /// What has changed since it was last taken.
+    change: Mutex<Option<Change>>,
     pub(super) lost: AtomicBool,
     /// The number that the next change's line carries.
     pub(super) reload: Arc<AtomicUsize>,
 }
 
-pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) -> Option<FileChangeWatcher> {
+/// Of the master's own image, of other files, and one path of it.
+struct Change {
+    own: bool,
+    others: bool,
+    path: PathBuf,
+}
+
+impl Flags {
+    fn changed(&self, own: Option<&Path>, paths: &[PathBuf]) {
+        let is_own = |path: &PathBuf| Some(path.as_path()) == own;
+        let (own, others) = (paths.iter().any(is_own), paths.iter().any(|path| !is_own(path)));
+        let mut change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = paths.iter().min().cloned().unwrap_or_default();
+        let before = change.get_or_insert(Change { own, others, path });
+        (before.own, before.others) = (before.own || own, before.others || others);
+    }
+
+    pub(super) fn take_change(&self) -> Option<Event> {
+        let change = self.change.lock().unwrap_or_else(PoisonError::into_inner).take();
+        change.map(|Change { own, others, path }| Event::Change { own, others, path })
+    }
+}
+
+pub(super) fn watcher(
+    master: &mut Master,
+    job: &Job<'_>,
+    flags: &Arc<Flags>,
+    quiet: Duration,
+) -> Option<FileChangeWatcher> {
     let watch = &mut master.watch;
     if watch.paths.is_empty() && !watch.executable {
         return None;
@@ -31,10 +63,7 @@ pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) ->
     let (own, seen, lost) = (image.clone(), flags.clone(), flags.clone());
     let paths = std::mem::take(&mut watch.paths).into_iter().chain(image).chain(command);
     let mut watcher = FileChangeWatcher::new(paths, move |paths| {
-        if own.as_ref().is_some_and(|own| paths.contains(own)) {
-            seen.own.store(true, SeqCst);
-        }
-        seen.changed.store(true, SeqCst);
+        seen.changed(own.as_deref(), paths);
         signal::wake(0);
     });
     for glob in watch.include.drain(..) {
@@ -46,8 +75,8 @@ pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) ->
     if let Some(filter) = watch.filter.take() {
         watcher = watcher.watch_filter(filter);
     }
-    let (quiet, cap) = watch.debounce;
-    watcher = watcher.debounce(quiet, cap).backend(watch.backend).reload_number(flags.reload.clone());
+    watcher =
+        watcher.debounce(quiet, watch.debounce.1.max(quiet)).backend(watch.backend).reload_number(flags.reload.clone());
     Some(watcher.on_trouble(move |trouble| {
         if let Trouble::Lost(_) = trouble {
             lost.lost.store(true, SeqCst);
@@ -56,15 +85,32 @@ pub(super) fn watcher(master: &mut Master, job: &Job<'_>, flags: &Arc<Flags>) ->
     }))
 }
 
-/// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more.
-pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool) -> Result<()> {
-    match watcher.as_mut().map(|watcher| watcher.arm(Watched::Nothing)) {
-        Some(Err(e)) if !first => {
+/// What the next image needs to lose no change: its watcher goes on where this one stops.
+pub(super) fn carry(watcher: &FileChangeWatcher, gate: &Gate) -> Watched {
+    watcher.carry(gate)
+}
+
+/// The quiet time from now on.
+pub(super) fn set_quiet(watcher: &FileChangeWatcher, quiet: Duration) {
+    watcher.set_quiet(quiet);
+}
+
+/// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more. `watched`
+/// is what the image before has carried.
+pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool, watched: Watched) -> Result<()> {
+    let Some(armed) = watcher.as_mut().map(|watcher| watcher.arm(watched)) else {
+        // Nobody watches any more: the queue goes.
+        if let Watched::Queue(fd) = watched {
+            drop(sys::fd::adopt_own(fd));
+        }
+        return Ok(());
+    };
+    match armed {
+        Err(e) if !first => {
             log::say(&Note::WatchLost { why: e.to_string() });
             *watcher = None;
             Ok(())
         }
-        Some(result) => result,
-        None => Ok(()),
+        result => result,
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod debounce;
+pub(crate) mod repeats;
 pub(crate) mod snapshot;
 pub(crate) mod supervise;
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Table tests of the pure parts; `explorer` walks every reachable state of the supervisor.
 
 mod explorer;
+mod kernel;
 mod supervisor;
 
 use super::backoff::Backoff;
 use super::debounce::Debounce;
 use super::snapshot::{difference, Name};
 use super::token::{Carried, OldWorker, Origin, Token, Watched};
+use crate::log::Trigger;
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
@@ -86,11 +88,14 @@ fn full() -> Token {
         state: Some(7),
         listeners: vec![bound, unix, given],
         workers: vec![OldWorker { kill_at: None, ..old.clone() }, old],
+        ended: vec![78],
         watched: Watched::Queue(8),
         image: Some(11),
         bad: Some(0xabc),
-        pending: true,
-        repeats: 3,
+        pending: Some(true),
+        repeats: (3, 0xfeed),
+        trigger: Trigger::Usr2,
+        error: "exit code 1, 100 %\n".into(),
         stages: vec![Duration::from_nanos(1), Duration::from_secs(100)],
     }
 }

@@ -1,25 +1,34 @@
 //! What one image tells the next: the text of `REFORK_HANDOFF`.
 //!
-//! `BB_INHERIT_FDS` carries the listeners' numbers and is enough by itself. This token says what the numbers cannot: which
-//! address was asked for, who may unlink a Unix socket, which generation and reload this is, what the signal mask was at the
-//! first start. It is one line of words:
+//! `BB_INHERIT_FDS` carries the listeners' numbers and is enough by itself. This token says what the numbers cannot:
+//! which address was asked for, who may unlink a Unix socket, which generation and reload this is, what the signal mask
+//! was at the first start. It is one line of words:
 //!
 //! ```text
-//! 1 pid=4711 gen=3 reload=2 slots=2 mask=0 ignored=1000 path=/srv/app l=3,web,127.0.0.1:80,bound, l=4,,unix:/run/x,bound,40:77
+//! 1 pid=4711 gen=3 reload=2 slots=2 mask=0 ignored=1000 path=/srv/app l=3,web,127.0.0.1:80,bound,
+//! l=4,,unix:/run/x,bound,40:77
 //! ```
 //!
-//! The first word is the version; an unknown one makes the start a cold one (the listeners are still adopted). Values are
-//! percent-encoded, numbers decimal, masks and identities hexadecimal; a key that is not known is skipped, a value that is
-//! not understood makes the whole token malformed. Decoding is total: the text comes from the environment, so from a stranger,
-//! and every number in it is checked again by whoever uses it.
+//! The first word is the version; an unknown one makes the start a cold one (the listeners are still adopted). Values
+//! are percent-encoded, numbers decimal, masks and identities hexadecimal; a key that is not known is skipped, a value
+//! that is not understood makes the whole token malformed. Decoding is total: the text comes from the environment, so
+//! from a stranger, and every number in it is checked again by whoever uses it.
 
 use super::snapshot::State;
 use super::Moment;
+use crate::log::Trigger;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 const VERSION: &str = "1";
+const TRIGGERS: [(Trigger, &str); 5] = [
+    (Trigger::Start, "start"),
+    (Trigger::Change, "change"),
+    (Trigger::Pending, "pending"),
+    (Trigger::Hup, "hup"),
+    (Trigger::Usr2, "usr2"),
+];
 /// Counters from here on, and more slots than this, are nobody's.
 const FAR: u64 = 1 << 62;
 const MOST_SLOTS: usize = 1 << 16;
@@ -90,14 +99,19 @@ pub(crate) struct Token {
     pub(crate) state: Option<State>,
     pub(crate) listeners: Vec<Carried>,
     pub(crate) workers: Vec<OldWorker>,
+    /// Other children that were killed and may not have been reaped.
+    pub(crate) ended: Vec<i32>,
     pub(crate) watched: Watched,
     /// The last good image, and the identity of one that was bad.
     pub(crate) image: Option<i32>,
     pub(crate) bad: Option<u64>,
-    /// A reload was asked for during this one.
-    pub(crate) pending: bool,
-    /// Reloads in a row that the service may have caused itself.
-    pub(crate) repeats: u32,
+    /// A reload was asked for during this one; with a re-exec?
+    pub(crate) pending: Option<bool>,
+    /// Reloads in a row that the service may have caused itself, and the digest of the path that did.
+    pub(crate) repeats: (u32, u64),
+    pub(crate) trigger: Trigger,
+    /// Why the image that executed this one gave up.
+    pub(crate) error: String,
     /// When the stages of this reload began.
     pub(crate) stages: Vec<Moment>,
 }
@@ -127,6 +141,9 @@ impl Token {
             let kill_at = w.kill_at.map_or(String::new(), |at| at.as_nanos().to_string());
             put("w", format!("{},{},{},{kill_at},{}", w.slot, w.pid, w.generation, w.channel));
         }
+        for pid in &self.ended {
+            put("z", pid.to_string());
+        }
         match self.watched {
             Watched::Nothing => {}
             Watched::Queue(fd) => put("queue", fd.to_string()),
@@ -138,11 +155,16 @@ impl Token {
         if let Some(bad) = self.bad {
             put("bad", format!("{bad:x}"));
         }
-        if self.pending {
-            put("pending", "1".into());
+        if let Some(reexec) = self.pending {
+            put("pending", u8::from(reexec).to_string());
         }
-        if self.repeats > 0 {
-            put("repeats", self.repeats.to_string());
+        if self.repeats.0 > 0 {
+            put("repeats", format!("{},{:x}", self.repeats.0, self.repeats.1));
+        }
+        let trigger = TRIGGERS.iter().find(|(trigger, _)| *trigger == self.trigger);
+        put("trigger", trigger.map_or("", |(_, word)| word).into());
+        if !self.error.is_empty() {
+            put("error", escape(self.error.as_bytes()));
         }
         for stage in &self.stages {
             put("t", stage.as_nanos().to_string());
@@ -173,12 +195,18 @@ impl Token {
                 "state" => token.state = Some(hex(value)?),
                 "l" => token.listeners.push(carried(value)?),
                 "w" => token.workers.push(old_worker(value)?),
+                "z" => token.ended.push(value.parse().ok()?),
                 "queue" => token.watched = Watched::Queue(value.parse().ok()?),
                 "digest" => token.watched = Watched::Digest(hex(value)?),
                 "image" => token.image = Some(value.parse().ok()?),
                 "bad" => token.bad = Some(hex(value)?),
-                "pending" => token.pending = value == "1",
-                "repeats" => token.repeats = value.parse().ok()?,
+                "pending" => token.pending = Some(value == "1"),
+                "repeats" => {
+                    let (count, path) = value.split_once(',')?;
+                    token.repeats = (count.parse().ok()?, hex(path)?);
+                }
+                "trigger" => token.trigger = TRIGGERS.iter().find(|(_, word)| *word == value)?.0,
+                "error" => token.error = String::from_utf8_lossy(&unescape(value)?).into_owned(),
                 "t" => token.stages.push(nanos(value)?),
                 _ => {}
             }

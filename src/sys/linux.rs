@@ -1,7 +1,7 @@
 //! Linux's own calls, and their answers to the questions that `portable.rs` answers by other means.
 
 use super::{cvt, Stat};
-use std::ffi::{CStr, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -66,6 +66,31 @@ pub(crate) fn inherits_orphans() -> bool {
 
 /// The image that this process runs, even when its file has been replaced: open or stat it, never read the link.
 pub(crate) const SELF_IMAGE: Option<&str> = Some("/proc/self/exe");
+
+/// execveat(2) with AT_EMPTY_PATH: executes the file behind a descriptor (O_PATH is enough), whatever its name is now.
+/// By number: musl has no such function. Returns only the error; ENOSYS before Linux 3.19.
+pub(crate) fn exec_fd(fd: BorrowedFd<'_>, argv: &[CString], env: &[CString]) -> io::Error {
+    let (argv, env) = (super::process::pointers(argv, None), super::process::pointers(env, None));
+    // SAFETY: the path is empty and NUL-terminated, both arrays are null-terminated and live through the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            fd.as_raw_fd(),
+            b"\0".as_ptr(),
+            argv.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// open(2) O_PATH, close-on-exec: the file is kept, even unlinked, and need not be readable.
+pub(crate) fn open_image() -> io::Result<OwnedFd> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open("/proc/self/exe");
+    file.map(OwnedFd::from)
+}
 
 /// open(2) of a directory, for `read_dir` and `stat_at`. ENOENT, ENOTDIR, EACCES, EMFILE.
 pub(crate) fn open_dir(path: &CStr) -> io::Result<OwnedFd> {

@@ -1,9 +1,9 @@
 //! What every Unix has: no atomic close-on-exec, no parent-death signal, no auxiliary vector.
 
 use super::cvt;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// Where this thread's errno lives.
@@ -20,7 +20,8 @@ pub(super) fn errno() -> *mut libc::c_int {
     unsafe { location() }
 }
 
-/// socket(2), then close-on-exec: between the two another thread's exec could leak it; ours holds the gate when it execs.
+/// socket(2), then close-on-exec: between the two another thread's exec could leak it; ours holds the gate when it
+/// execs.
 pub(super) fn socket(family: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     let fd = cvt(unsafe { libc::socket(family, kind, 0) })?;
@@ -66,3 +67,13 @@ pub(crate) fn inherits_orphans() -> bool {
 
 /// No path names the running image once its file has been replaced.
 pub(crate) const SELF_IMAGE: Option<&str> = None;
+
+/// No image is executed by descriptor here.
+pub(crate) fn exec_fd(_fd: BorrowedFd<'_>, _argv: &[CString], _env: &[CString]) -> io::Error {
+    io::ErrorKind::Unsupported.into()
+}
+
+/// See `exec_fd`.
+pub(crate) fn open_image() -> io::Result<OwnedFd> {
+    Err(io::ErrorKind::Unsupported.into())
+}

@@ -2,12 +2,13 @@
 //!
 //! **The gate.** `fork` copies one thread. Whatever another thread held at that instant (the allocator, stdout's lock)
 //! stays held in the child for ever. So the watcher's thread holds the gate whenever it is awake and gives it up only
-//! inside poll(2), and `fork` demands the gate as an argument. The master announces that it wants it, and the thread, which
-//! asks between two directories of a sweep, steps aside. Without the gate children hung at once; with it none of 2,000.
+//! inside poll(2), and `fork` demands the gate as an argument. The master announces that it wants it, and the thread,
+//! which asks between two directories of a sweep, steps aside. Without the gate children hung at once; with it none of
+//! 2,000.
 //!
-//! **After fork** in the child: only async-signal-safe calls until the child is its own (`enter_child`), and for COMMAND
-//! until execve(2): everything it needs was built before (`Program`). musl and glibc repair their allocator around fork,
-//! so the library's worker function may allocate.
+//! **After fork** in the child: only async-signal-safe calls until the child is its own (`enter_child`), and for
+//! COMMAND until execve(2): everything it needs was built before (`Program`). musl and glibc repair their allocator
+//! around fork, so the library's worker function may allocate.
 
 use super::{cvt, fd, os, signal};
 use std::ffi::{CStr, CString};
@@ -89,9 +90,13 @@ pub(crate) struct Child<'a> {
     pub(crate) abandon: &'a [RawFd],
     /// The child's end of its socketpair.
     pub(crate) channel: RawFd,
+    /// Where its standard output and error go; `None`: where the master's go.
+    pub(crate) output: Option<RawFd>,
+    /// What it gets when the master dies, where the kernel offers that.
+    pub(crate) death: libc::c_int,
     /// The master.
     pub(crate) parent: u32,
-    /// Seconds to finish in when the master is dead.
+    /// Seconds to finish in when the master is dead; of a trial (one with an `output`): to live at all.
     pub(crate) grace: u32,
     /// Ignored signals of the first start.
     pub(crate) ignored: u64,
@@ -117,7 +122,11 @@ fn begin_child(child: &Child<'_>) {
     // SAFETY: no pointers. It fails only if the child were a session leader, which it is not.
     unsafe { libc::setpgid(0, 0) };
     null_stdin();
-    os::die_with_parent(libc::SIGTERM);
+    for target in child.output.iter().flat_map(|_| [1, 2]) {
+        // SAFETY: both are ints; the output is the master's open descriptor.
+        unsafe { libc::dup2(child.output.unwrap_or(target), target) };
+    }
+    os::die_with_parent(child.death);
     // SAFETY: no arguments.
     let parent = unsafe { libc::getppid() };
     if parent != child.parent as libc::pid_t {
@@ -155,8 +164,15 @@ pub(crate) struct Program {
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
 impl Program {
-    /// `env` without LISTEN_PID, which is added when there are `sockets` (they become 3, 4, ... in this order).
-    pub(crate) fn new(path: CString, argv: Vec<CString>, env: Vec<CString>, sockets: Vec<RawFd>) -> Program {
+    /// `sockets` become 3, 4, ... in this order. `listen`: they are sockets in the systemd convention, and LISTEN_PID
+    /// is added to `env`.
+    pub(crate) fn new(
+        path: CString,
+        argv: Vec<CString>,
+        env: Vec<CString>,
+        sockets: Vec<RawFd>,
+        listen: bool,
+    ) -> Program {
         let mut program = Program {
             path,
             argv,
@@ -167,7 +183,7 @@ impl Program {
             sockets,
         };
         program.argv_pointers = pointers(&program.argv, None);
-        let pid = (!program.sockets.is_empty()).then_some(program.listen_pid.as_ptr());
+        let pid = listen.then_some(program.listen_pid.as_ptr());
         program.env_pointers = pointers(&program.env, pid);
         program
     }
@@ -176,6 +192,10 @@ impl Program {
     pub(crate) fn exec_in_child(&mut self, child: &Child<'_>) -> ! {
         begin_child(child);
         signal::reset_in_child(child.ignored & !(1 << libc::SIGPIPE));
+        if child.output.is_some() {
+            // Its master kills it earlier, unless that has been killed itself. alarm(2) survives the exec.
+            signal::alarm(child.grace);
+        }
         // Above the sockets' numbers, or one of them would take its place.
         let channel = fd::duplicate(child.channel, 3 + self.sockets.len() as RawFd);
         let error = match self.place_sockets() {
@@ -213,7 +233,7 @@ impl Program {
     }
 }
 
-fn pointers(strings: &[CString], extra: Option<*const u8>) -> Vec<*const libc::c_char> {
+pub(super) fn pointers(strings: &[CString], extra: Option<*const u8>) -> Vec<*const libc::c_char> {
     let all = strings.iter().map(|s| s.as_ptr());
     all.chain(extra.map(<*const u8>::cast)).chain([std::ptr::null()]).collect()
 }
@@ -273,8 +293,8 @@ pub(crate) enum News {
     Lost,
 }
 
-/// waitpid(2) with WNOHANG and WUNTRACED for one worker; `None`: no news. What is left of an ended worker's process group
-/// gets SIGTERM while the number is still its own (COMMAND may be a shell that did not pass the signal on).
+/// waitpid(2) with WNOHANG and WUNTRACED for one worker; `None`: no news. What is left of an ended worker's process
+/// group gets SIGTERM while the number is still its own (COMMAND may be a shell that did not pass the signal on).
 pub(crate) fn reap(pid: Pid) -> Option<News> {
     // SAFETY: siginfo_t is plain old data.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -295,8 +315,8 @@ pub(crate) fn reap(pid: Pid) -> Option<News> {
     }
 }
 
-/// Reaps children that are not `ours`: PID 1's duty to orphans. Looks first (waitid(2), WNOWAIT), so that a worker that died
-/// this instant keeps its status; its SIGCHLD is already on the way.
+/// Reaps children that are not `ours`: PID 1's duty to orphans. Looks first (waitid(2), WNOWAIT), so that a worker that
+/// died this instant keeps its status; its SIGCHLD is already on the way.
 pub(crate) fn reap_orphans(ours: impl Fn(i32) -> bool) {
     loop {
         // SAFETY: siginfo_t is plain old data.

@@ -77,9 +77,20 @@ pub(crate) fn begin_drain() {
     // SAFETY: no pointers; -1 is answered with EBADF.
     unsafe { libc::shutdown(DRAIN.load(SeqCst), libc::SHUT_RD) };
     if !parent_lives() {
-        // SAFETY: no pointers; async-signal-safe.
-        unsafe { libc::alarm(GRACE.load(SeqCst)) };
+        alarm(GRACE.load(SeqCst));
     }
+}
+
+/// alarm(2): SIGALRM, which ends a process that does not handle it, in so many seconds. Async-signal-safe.
+pub(super) fn alarm(seconds: u32) {
+    // SAFETY: no pointers; async-signal-safe.
+    unsafe { libc::alarm(seconds) };
+}
+
+/// raise(3): with the signal blocked it stays pending, also across an exec.
+pub(crate) fn raise(signal: libc::c_int) {
+    // SAFETY: no pointers; a wrong number is answered with an error.
+    unsafe { libc::raise(signal) };
 }
 
 /// Has SIGTERM been seen by this worker?

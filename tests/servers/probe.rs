@@ -1,15 +1,19 @@
 //! The server under test: it tells about itself, and does on request what servers do by accident.
 //!
 //! `probe KEY=VALUE...`: `bind=ADDR`, `bind=NAME=ADDR`, `workers=N`, `watch=PATH`, `watch=executable`, `timeout=MS`,
-//! `debounce=MS`, `poll=MS`, `serve=accept|listeners`, `thread=1`. Its version is what follows `TAG:` at the end of its own
-//! file, so that a copy with another tag is new code; a tag that contains `unwell` makes workers fail at boot.
+//! `debounce=MS`, `poll=MS`, `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`,
+//! `rollback=off`, `status=PATH`, and for `command=SCRIPT`, which sh runs: `ready=MS|notify`, `checkcmd=CMD`, `stop=N`.
+//! Its version is what follows `TAG:` at the end of its own file, so that a copy with another tag is new code. A tag
+//! that contains one of these words is code that is ill: `crashes`, `exits`, `hangs` in `main`; `misconfigured`,
+//! `rebinds` in `run`; `unwell`, `aborts`, `dawdles` (is never ready) in its workers. `lives` calls nothing of its
+//! worker's but `draining`.
 //!
 //! `probe plain TEXTFILE` is a program for `refork run` that knows nothing of refork: it serves the socket that is its
 //! standard input (`0<&3`) and drains on nothing.
 
 #![allow(clippy::expect_used, clippy::disallowed_methods)] // a server may sleep, its test may not
 
-use refork::{Backend, Master, Worker};
+use refork::{Backend, Handover, Master, Ready, Worker};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
@@ -20,9 +24,21 @@ fn main() -> refork::Result<()> {
     if std::env::args().nth(1).as_deref() == Some("plain") {
         plain();
     }
-    let mut master = Master::new();
     let tag = tag();
+    match tag.split('-').next().unwrap_or_default() {
+        "crashes" => {
+            eprintln!("about to crash");
+            std::process::abort()
+        }
+        "exits" => return Ok(()),
+        "hangs" => loop {
+            std::thread::park();
+        },
+        _ => {}
+    }
+    let mut master = Master::new();
     let mut own_loop = false;
+    let mut command = None;
     for arg in std::env::args().skip(1) {
         let (key, value) = arg.split_once('=').expect("KEY=VALUE");
         let ms = || Duration::from_millis(value.parse().expect("milliseconds"));
@@ -37,9 +53,23 @@ fn main() -> refork::Result<()> {
             "watch" => master.watch(value),
             "timeout" => master.shutdown_timeout(ms()),
             "debounce" => master.debounce(ms(), 10 * ms()),
+            "handover" => master.handover(if value == "overlap" { Handover::Overlap } else { Handover::DrainFirst }),
+            "check" if value == "off" => master.check(false),
+            "check" => master.check_timeout(ms()),
+            "boot" => master.boot_timeout(ms()),
+            "rollback" => master.rollback(value != "off"),
+            "status" => master.status_file(value),
             "poll" => master.backend(Backend::Poll(ms())),
             "serve" => {
                 own_loop = value == "listeners";
+                master
+            }
+            "ready" if value == "notify" => master.ready(Ready::Notify),
+            "ready" => master.ready(Ready::After(ms())),
+            "checkcmd" => master.check_command(value),
+            "stop" => master.stop_signal(value.parse().expect("a signal's number")),
+            "command" => {
+                command = Some(value.to_owned());
                 master
             }
             "thread" => {
@@ -56,9 +86,26 @@ fn main() -> refork::Result<()> {
             _ => panic!("unknown key {key}"),
         };
     }
+    if tag == "misconfigured" {
+        master = master.workers(0);
+    } else if tag == "rebinds" {
+        master = master.bind("fd://999");
+    }
+    if let Some(command) = command {
+        return master.run_command(["/bin/sh", "-c", &command]);
+    }
     master.run(|worker| {
         if tag.contains("unwell") {
             return Err(io::Error::other("unwell"));
+        }
+        if tag.contains("aborts") {
+            std::process::abort();
+        }
+        if tag.contains("dawdles") || tag == "lives" {
+            while !worker.draining() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            return Ok(());
         }
         match own_loop {
             true => poll_loop(worker, &tag),
@@ -84,8 +131,8 @@ fn accept_loop(worker: &mut Worker, tag: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// An event loop of one's own, as the documentation describes it; here it is as simple as possible: nothing is awaited, for
-/// a test is patient, but every wake-up goes through the same steps.
+/// An event loop of one's own, as the documentation describes it; here it is as simple as possible: nothing is awaited,
+/// for a test is patient, but every wake-up goes through the same steps.
 fn poll_loop(worker: &mut Worker, tag: &str) -> io::Result<()> {
     let listeners: Vec<TcpListener> = worker
         .listeners()
@@ -166,6 +213,11 @@ fn plain() -> ! {
     let env = |key: &str| std::env::var(key).unwrap_or_default();
     assert_eq!(env("LISTEN_PID"), std::process::id().to_string(), "LISTEN_PID is this process");
     let text = std::env::args().nth(2).map(|path| std::fs::read_to_string(path).expect("the text"));
+    match text.as_deref().map(str::trim) {
+        Some("fails") => std::process::exit(7),
+        Some("dawdles") => {}
+        _ => notify(&env("NOTIFY_SOCKET")).expect("to notify"),
+    }
     // The shell put the first socket here: `0<&3`.
     let listener = TcpListener::from(io::stdin().as_fd().try_clone_to_owned().expect("standard input"));
     loop {
@@ -184,4 +236,19 @@ fn plain() -> ! {
         }
         let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\n{body}end\n");
     }
+}
+
+/// sd_notify(3).
+fn notify(name: &str) -> io::Result<()> {
+    if name.is_empty() {
+        return Ok(());
+    }
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    #[cfg(target_os = "linux")]
+    if let Some(name) = name.strip_prefix('@') {
+        use std::os::linux::net::SocketAddrExt;
+        let addr = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+        return socket.send_to_addr(b"STATUS=here\nREADY=1\n", &addr).map(drop);
+    }
+    socket.send_to(b"READY=1\n", name).map(drop)
 }

@@ -1,8 +1,10 @@
 //! A worker's process: forked, heard, and in the child the user's function.
 
+use super::check::Trial;
+use super::notify::Notify;
 use super::Service;
 use crate::log::{self, Note};
-use crate::master::Job;
+use crate::master::{Job, Ready};
 use crate::plan::supervise::Event;
 use crate::sys::process::{self, Fork, Pid};
 use crate::sys::signal;
@@ -17,9 +19,10 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 /// A live worker's process.
 pub(super) struct Proc {
     pub(super) pid: Pid,
-    pub(super) slot: usize,
     /// The master's end; gone once it has nothing more to say.
     pub(super) channel: Option<UnixStream>,
+    /// Where COMMAND says that it is ready.
+    pub(super) notify: Option<Notify>,
 }
 
 impl Service<'_> {
@@ -28,6 +31,9 @@ impl Service<'_> {
         let mut fds = self.signals.fds().to_vec();
         fds.extend(self.procs.iter().filter_map(|proc| proc.channel.as_ref()).map(AsRawFd::as_raw_fd));
         fds.extend(self.dropped.iter().map(AsRawFd::as_raw_fd));
+        fds.extend(self.procs.iter().filter_map(|proc| proc.notify.as_ref()).map(|n| n.socket.as_raw_fd()));
+        fds.extend(self.trial.iter().flat_map(Trial::fds));
+        fds.extend(self.good.as_ref().map(AsRawFd::as_raw_fd));
         fds.extend(self.watcher.iter().flat_map(FileChangeWatcher::private_fds));
         fds
     }
@@ -41,15 +47,22 @@ impl Service<'_> {
         let child = process::Child {
             abandon: &abandon,
             channel: theirs.as_raw_fd(),
+            output: None,
+            death: libc::SIGTERM,
             parent: std::process::id(),
             grace: u32::try_from(self.shutdown_timeout.as_secs() + 1).unwrap_or(u32::MAX),
             ignored: self.ignored,
             mask: self.signals.before,
         };
         let generation = self.plan.generation();
+        let mut notify = None;
         let mut program = match &self.job {
             Job::Serve(_) => None,
-            Job::Command(command) => Some(command.program(slot, generation, &self.listeners)?),
+            Job::Command(command) => {
+                notify = (self.ready == Ready::Notify).then(|| Notify::new(slot, generation)).transpose()?;
+                let name = notify.as_ref().map(|notify| notify.name.as_str());
+                Some(command.program(slot, generation, &self.listeners, name)?)
+            }
         };
         let _ = io::stdout().flush();
         let gate = process::gate();
@@ -61,7 +74,7 @@ impl Service<'_> {
             }
             Ok(Fork::Parent(pid)) => {
                 signal::set_mask(&before);
-                self.procs.push(Proc { pid, slot, channel: Some(ours) });
+                self.procs.push(Proc { pid, channel: Some(ours), notify });
                 Ok(pid.get())
             }
             Ok(Fork::Child) => {
@@ -71,7 +84,12 @@ impl Service<'_> {
                 process::enter_child(&child);
                 drop(gate);
                 let listeners = std::mem::take(&mut self.listeners);
-                process::exit_now(self.serve(Worker::new(slot, generation, listeners, theirs)))
+                let mut worker = Worker::new(slot, generation, listeners, theirs);
+                if worker.has_no_listeners() {
+                    // It may never have a reason to call accept: alive is ready.
+                    worker.listeners();
+                }
+                process::exit_now(self.serve(worker))
             }
         }
     }
@@ -94,10 +112,14 @@ impl Service<'_> {
     }
 }
 
-/// What a worker has said since: bytes of a library worker; of a COMMAND errno, or end of file when it has been executed.
+/// What a worker has said since: bytes of a library worker; of a COMMAND errno, or end of file when it has been
+/// executed.
 pub(super) fn read_channel(proc: &mut Proc, job: &Job<'_>, events: &mut VecDeque<Event>) {
-    let Some(channel) = &mut proc.channel else { return };
     let pid = proc.pid.get();
+    if proc.notify.as_ref().is_some_and(Notify::read) {
+        events.push_back(Event::Ready { pid });
+    }
+    let Some(channel) = &mut proc.channel else { return };
     let mut buf = [0; 16];
     let n = match channel.read(&mut buf) {
         Ok(n) => n,

@@ -5,10 +5,10 @@ use crate::log::{How, Note};
 use crate::plan::Moment;
 use std::time::Duration;
 
-/// A worker that serves without saying so is ready after this time.
-const READY_AFTER: Duration = Duration::from_secs(1);
-/// Failures of one slot, before anything was ever ready, after which the first start has failed.
-const BOOT_ATTEMPTS: u32 = 5;
+/// Failures of one slot after which the first start has failed.
+const FIRST_ATTEMPTS: u32 = 5;
+/// Failures of one slot after which a new generation has failed: there is something better to run.
+const ATTEMPTS: u32 = 3;
 
 impl Supervise {
     pub(super) fn forked(&mut self, now: Moment, slot: usize, pid: Pid, out: &mut Vec<Action>) {
@@ -32,8 +32,9 @@ impl Supervise {
     }
 
     pub(super) fn serving(&mut self, now: Moment, pid: Pid) {
+        let Some(after) = self.config.ready_after else { return };
         if let Some(Worker { state: State::Booting { ready_at }, .. }) = self.worker(pid) {
-            ready_at.get_or_insert(now + READY_AFTER);
+            ready_at.get_or_insert(now + after);
         }
     }
 
@@ -53,13 +54,7 @@ impl Supervise {
             }
             self.fork_due(now, out);
         }
-        let ready = self.workers.iter().filter(|worker| worker.state == State::Ready).count();
-        if !self.announced && ready == self.slots.len() {
-            self.announced = true;
-            let (reload, generation) = (self.reload, self.generation);
-            out.push(Action::Say(Note::Ready { reload, generation, workers: ready }));
-            out.push(Action::CloseDropped);
-        }
+        self.ready_if_all(now, out);
     }
 
     pub(super) fn refused(&mut self, now: Moment, pid: Pid, code: u8, why: String, out: &mut Vec<Action>) {
@@ -67,32 +62,49 @@ impl Supervise {
             return;
         }
         out.push(Action::Say(Note::Refused { why }));
-        let starting = matches!(self.phase, Phase::New | Phase::Serving | Phase::Dormant | Phase::Looking { .. });
-        if starting && !self.ever_ready {
+        if self.runs() && !self.ever_ready {
             self.stop(now, code, out);
         }
     }
 
     pub(super) fn exited(&mut self, now: Moment, pid: Pid, how: How, out: &mut Vec<Action>) {
         let Some(at) = self.workers.iter().position(|worker| worker.pid == pid) else { return };
-        let Worker { slot, born, state, .. } = self.workers.swap_remove(at);
+        let Worker { slot, born, state, generation, .. } = self.workers.swap_remove(at);
+        let ours = generation == self.generation;
         match state {
             State::Draining { .. } | State::Killed => {
                 out.push(Action::Say(Note::Ended { slot, pid, how }));
                 // A slot that was taken away and given back while its worker drained.
-                let serving = self.phase == Phase::Serving;
+                let serving = ours && self.runs();
                 if let Some(state) = self.slots.get_mut(slot).filter(|_| serving) {
                     state.due.get_or_insert(now);
                 }
                 self.fork_due(now, out);
             }
-            State::Booting { .. } | State::Ready => self.died(now, slot, pid, how, now.saturating_sub(born), out),
+            State::Booting { .. } | State::Ready => {
+                let age = now.saturating_sub(born);
+                match ours {
+                    true => self.died(now, slot, pid, how, age, state == State::Ready, out),
+                    // Its code is not here any more: the new generation is on its way.
+                    false => out.push(Action::Say(Note::Died { slot, pid, how, age, retry: None })),
+                }
+            }
         }
         self.drained_if_empty(now, out);
     }
 
-    fn died(&mut self, now: Moment, slot: usize, pid: Pid, how: How, age: Duration, out: &mut Vec<Action>) {
-        let respawns = matches!(self.phase, Phase::Serving | Phase::Looking { .. });
+    #[allow(clippy::too_many_arguments)]
+    fn died(
+        &mut self,
+        now: Moment,
+        slot: usize,
+        pid: Pid,
+        how: How,
+        age: Duration,
+        was_ready: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let respawns = self.runs();
         let mut retry = None;
         let mut failures = 0;
         if let Some(state) = self.slots.get_mut(slot).filter(|_| respawns) {
@@ -101,22 +113,32 @@ impl Supervise {
             state.due = Some(due);
             retry = Some(due - now);
         }
-        let gives_up = !self.ever_ready && failures >= BOOT_ATTEMPTS;
+        let booting = matches!(self.phase, Phase::Booting { .. });
+        let gives_up = match self.ever_ready {
+            true => booting && !was_ready && failures >= ATTEMPTS,
+            false => (booting || self.phase == Phase::Serving) && failures >= FIRST_ATTEMPTS,
+        };
         let retry = retry.filter(|_| !gives_up);
         out.push(Action::Say(Note::Died { slot, pid, how, age, retry }));
         if gives_up {
-            self.give_up(now, failures, out);
+            let why = match self.ever_ready {
+                true => format!("workers of the new code die before they are ready: {how}"),
+                false => format!("{failures} attempts"),
+            };
+            self.boot_failed(now, why, out);
         }
         self.fork_due(now, out);
     }
 
     /// The very first start has failed.
-    fn give_up(&mut self, now: Moment, attempts: u32, out: &mut Vec<Action>) {
+    pub(super) fn give_up(&mut self, now: Moment, why: String, out: &mut Vec<Action>) {
         let waiting = self.config.watching;
-        out.push(Action::Say(Note::CannotBoot { attempts, waiting }));
+        out.push(Action::Say(Note::CannotBoot { why: why.clone(), waiting }));
+        self.last_error = format!("workers cannot boot ({why})");
         if waiting {
             self.phase = Phase::Dormant;
             self.slots.iter_mut().for_each(|slot| slot.due = None);
+            self.begin_pending(now, out);
         } else {
             self.stop(now, 3, out);
         }
@@ -139,6 +161,11 @@ impl Supervise {
         for pid in ready {
             self.ready(now, pid, out);
         }
+        if matches!(self.phase, Phase::Booting { until } if until <= now) {
+            let ms = self.config.boot_timeout.as_millis();
+            self.boot_failed(now, format!("not all workers are ready after {ms} ms"), out);
+        }
+        self.look_time(now, out);
         self.fork_due(now, out);
     }
 }

@@ -1,9 +1,12 @@
 //! The supervisor's words: what it is told, what it wishes, what it keeps of a worker and of a slot.
 
+use super::record::Record;
 use crate::log::How;
 use crate::log::Note;
 use crate::plan::backoff::Backoff;
+use crate::plan::repeats::Repeats;
 use crate::plan::Moment;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A worker's process id. The shell alone turns it into something that can be signalled.
@@ -15,9 +18,43 @@ pub(crate) struct Config {
     pub(crate) slots: usize,
     /// The code is in the image (library): every reload is a re-exec.
     pub(crate) reexec: bool,
+    /// The old generation serves until the new one is ready.
+    pub(crate) overlap: bool,
     /// Somebody watches files: a first start that fails waits for the next change.
     pub(crate) watching: bool,
+    /// A worker that serves without saying so is ready after this time; `None`: only when it says so.
+    pub(crate) ready_after: Option<Duration>,
     pub(crate) shutdown_timeout: Duration,
+    pub(crate) boot_timeout: Duration,
+    pub(crate) check_timeout: Duration,
+    /// The watcher's quiet time, which a service that causes its own reloads makes longer.
+    pub(crate) quiet: Duration,
+}
+
+/// A worker that another image has forked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Adopted {
+    pub(crate) pid: Pid,
+    pub(crate) slot: usize,
+    pub(crate) generation: u64,
+    /// It drains already.
+    pub(crate) kill_at: Option<Moment>,
+}
+
+/// What came before: nothing, or the image that executed this one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Past {
+    pub(crate) generation: u64,
+    pub(crate) reload: u64,
+    pub(crate) workers: Vec<Adopted>,
+    /// A reload that was asked for meanwhile; with a re-exec?
+    pub(crate) pending: Option<bool>,
+    /// The last good image is at hand.
+    pub(crate) way_back: bool,
+    /// This image was good before and is back: why.
+    pub(crate) rolled_back: Option<String>,
+    pub(crate) repeats: Repeats,
+    pub(crate) record: Record,
 }
 
 /// Signals, by what they ask for.
@@ -35,18 +72,33 @@ pub(crate) enum Signal {
     Ttou,
 }
 
+/// What a look at the new code, or its check, has found.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Verdict {
+    Good,
+    /// The very bytes that run.
+    Same,
+    /// Still being written: worth another look, for so long.
+    Later(String, Duration),
+    Bad(String),
+}
+
 /// Facts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
     Start,
-    /// A settled change; `own`: of the master's own image.
+    /// A settled change: of the master's own image, of other files, or both; and one path of it.
     Change {
         own: bool,
+        others: bool,
+        path: PathBuf,
     },
     WatchLost,
     Signal(Signal),
-    /// The answer to `Action::Look`: why the new code cannot be executed.
-    Looked(Result<(), String>),
+    /// The answer to `Action::Look`.
+    Looked(Verdict),
+    /// The answer to `Action::Check`, some time later.
+    Checked(Verdict),
     Forked {
         slot: usize,
         pid: Pid,
@@ -55,7 +107,7 @@ pub(crate) enum Event {
         slot: usize,
         why: String,
     },
-    /// COMMAND runs, or the worker took its listeners: ready if it is still alive a second from now.
+    /// COMMAND runs, or the worker took its listeners: ready if it is still alive `ready_after` from now.
     Serving {
         pid: Pid,
     },
@@ -72,7 +124,7 @@ pub(crate) enum Event {
         pid: Pid,
         how: How,
     },
-    /// The answer to `Action::HandOff`, if there is one.
+    /// The answer to `Action::HandOff` and `Action::RollBack`, if there is one.
     ExecFailed {
         why: String,
     },
@@ -97,14 +149,29 @@ pub(crate) enum Action {
     Relay {
         pid: Pid,
     },
-    /// Can the new code be executed: COMMAND, and with `reexec` the image? Answered at once by `Looked`.
+    /// Is the new code whole: COMMAND, and with `reexec` the image? Answered at once by `Looked`.
     Look {
         reexec: bool,
+        /// Nothing but the image's own file has changed: identical bytes are no change.
+        only_own: bool,
+        /// No more waiting: nothing is `Later` now.
+        last: bool,
     },
+    /// Try the new code. Answered by `Checked`, unless `EndCheck` comes first.
+    Check {
+        reexec: bool,
+    },
+    EndCheck,
     /// Replace the image. Always the last action of a step.
     HandOff,
-    /// The new generation is ready: listeners that nobody asks for any more can go.
-    CloseDropped,
+    /// Replace the image by the last good one. Always the last action of a step.
+    RollBack,
+    /// The new generation is ready: listeners that nobody asks for any more can go, and the last good image.
+    Settled,
+    /// The watcher's quiet time from now on.
+    Quiet {
+        quiet: Duration,
+    },
     Exit {
         code: u8,
     },
@@ -114,12 +181,41 @@ pub(crate) enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::plan) enum Phase {
     New,
+    /// A new generation is on its way.
+    Booting {
+        until: Moment,
+    },
     Serving,
-    Looking { reexec: bool },
-    Draining { reexec: bool },
+    /// Is the new code whole? `again`: when to look the next time, and until when at all.
+    Looking {
+        reexec: bool,
+        only_own: bool,
+        again: Option<(Moment, Moment)>,
+    },
+    /// The new code is being tried. `patience`: until when it may turn out to be still being written.
+    Checking {
+        reexec: bool,
+        until: Moment,
+        patience: Option<Moment>,
+    },
+    /// Overlap: at most two generations live; one older than the last still drains. `dirty`: the code has changed
+    /// since.
+    Waiting {
+        reexec: bool,
+        dirty: bool,
+    },
+    /// Drain first: all must go.
+    Draining {
+        reexec: bool,
+        dirty: bool,
+    },
     HandingOff,
+    RollingBack,
     Dormant,
-    Stopping { code: u8, forced: bool },
+    Stopping {
+        code: u8,
+        forced: bool,
+    },
     Ended,
 }
 
@@ -129,6 +225,16 @@ pub(in crate::plan) enum State {
     Ready,
     Draining { kill_at: Moment },
     Killed,
+}
+
+impl State {
+    /// Not asked to end.
+    pub(in crate::plan) fn wanted(self) -> bool {
+        match self {
+            State::Booting { .. } | State::Ready => true,
+            State::Draining { .. } | State::Killed => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

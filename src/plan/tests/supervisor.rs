@@ -10,18 +10,56 @@ struct Life {
     now: Duration,
     next: Pid,
     log: Vec<String>,
+    /// Checks are answered by the test.
+    checks: bool,
 }
 
+const SECOND: Duration = Duration::from_secs(1);
+
 fn config(reexec: bool) -> Config {
-    Config { slots: 2, reexec, watching: true, shutdown_timeout: Duration::from_secs(10) }
+    Config {
+        slots: 2,
+        reexec,
+        overlap: false,
+        watching: true,
+        ready_after: Some(SECOND),
+        shutdown_timeout: 10 * SECOND,
+        boot_timeout: 30 * SECOND,
+        check_timeout: 5 * SECOND,
+        quiet: Duration::from_millis(50),
+    }
+}
+
+fn change(own: bool) -> Event {
+    Event::Change { own, others: !own, path: "/srv/code".into() }
 }
 
 impl Life {
     fn new(config: Config) -> Life {
-        let mut life =
-            Life { plan: Supervise::new(config, 1, 0), now: Duration::from_secs(1000), next: 101, log: vec![] };
-        life.give(Event::Start);
-        life
+        Life::after(config, Past::default()).0
+    }
+
+    /// An image that goes on; what its start does.
+    fn after(config: Config, past: Past) -> (Life, String) {
+        let now = 1000 * SECOND;
+        let next = past.workers.iter().map(|worker| worker.pid + 1).max().unwrap_or(101);
+        let mut life = Life { plan: Supervise::new(now, config, past), now, next, log: vec![], checks: false };
+        let done = life.give(Event::Start);
+        (life, done)
+    }
+
+    /// The image that this one executes; what its start does.
+    fn next_image(&self, rolled_back: bool) -> (Life, String) {
+        let past = Past {
+            generation: self.plan.generation(),
+            reload: self.plan.reload(),
+            workers: self.plan.adopted().collect(),
+            pending: self.plan.pending(),
+            way_back: !rolled_back,
+            rolled_back: rolled_back.then(|| self.plan.last_error().into()),
+            ..Past::default()
+        };
+        Life::after(self.plan.config.clone(), past)
     }
 
     /// Feeds an event, answers forks and looks, and returns what was done, without the notes.
@@ -38,12 +76,17 @@ impl Life {
                         queue.push_back(Event::Forked { slot, pid: self.next });
                         self.next += 1;
                     }
-                    Action::Look { .. } => queue.push_back(Event::Looked(Ok(()))),
+                    Action::Look { .. } => queue.push_back(Event::Looked(Verdict::Good)),
+                    Action::Check { .. } if self.checks => done.push("check".into()),
+                    Action::Check { .. } => queue.push_back(Event::Checked(Verdict::Good)),
+                    Action::EndCheck => done.push("end check".into()),
+                    Action::RollBack => done.push("roll back".into()),
+                    Action::Quiet { quiet } => done.push(format!("quiet {}", quiet.as_millis())),
                     Action::Term { pid } => done.push(format!("term {pid}")),
                     Action::Kill { pid } => done.push(format!("kill {pid}")),
                     Action::Relay { pid } => done.push(format!("relay {pid}")),
                     Action::HandOff => done.push("exec".into()),
-                    Action::CloseDropped => done.push("ready".into()),
+                    Action::Settled => done.push("ready".into()),
                     Action::Exit { code } => done.push(format!("exit {code}")),
                     Action::Say(note) => self.log.push(note.to_string()),
                 }
@@ -52,7 +95,7 @@ impl Life {
         done.join(", ")
     }
 
-    fn after(&mut self, ms: u64) -> String {
+    fn wait(&mut self, ms: u64) -> String {
         self.now += Duration::from_millis(ms);
         self.give(Event::Time)
     }
@@ -77,7 +120,7 @@ impl Life {
 #[test]
 fn library_reload_drains_then_execs() {
     let mut life = Life::serving(true);
-    assert_eq!(life.give(Event::Change { own: false }), "term 101, term 102");
+    assert_eq!(life.give(change(false)), "term 101, term 102");
     assert_eq!(life.exit(101), "");
     assert_eq!(life.exit(102), "exec");
     assert_eq!((life.plan.generation(), life.plan.reload()), (2, 1));
@@ -97,7 +140,7 @@ fn command_reload_needs_no_exec_unless_asked() {
     assert_eq!(life.plan.generation(), 2);
     life.ready(103);
     assert_eq!(life.ready(104), "ready");
-    assert_eq!(life.give(Event::Change { own: true }), "term 103, term 104");
+    assert_eq!(life.give(change(true)), "term 103, term 104");
     life.exit(103);
     assert_eq!(life.exit(104), "exec");
     let mut life = Life::serving(false);
@@ -109,9 +152,9 @@ fn command_reload_needs_no_exec_unless_asked() {
 #[test]
 fn a_reload_during_a_drain_is_that_reload_and_may_make_it_an_exec() {
     let mut life = Life::serving(false);
-    life.give(Event::Change { own: false });
+    life.give(change(false));
     assert_eq!(life.give(Event::Signal(Signal::Hup)), "");
-    assert_eq!(life.give(Event::Change { own: false }), "");
+    assert_eq!(life.give(change(false)), "");
     assert_eq!(life.give(Event::Signal(Signal::Usr2)), "");
     life.exit(101);
     assert_eq!(life.exit(102), "exec");
@@ -121,11 +164,11 @@ fn a_reload_during_a_drain_is_that_reload_and_may_make_it_an_exec() {
 #[test]
 fn a_worker_that_does_not_drain_is_killed_at_the_timeout() {
     let mut life = Life::serving(true);
-    life.give(Event::Change { own: false });
+    life.give(change(false));
     life.exit(101);
     assert_eq!(life.plan.deadline(), Some(life.now + Duration::from_secs(10)));
-    assert_eq!(life.after(9_999), "");
-    assert_eq!(life.after(1), "kill 102");
+    assert_eq!(life.wait(9_999), "");
+    assert_eq!(life.wait(1), "kill 102");
     assert_eq!(life.plan.deadline(), None);
     assert_eq!(life.exit(102), "exec");
 }
@@ -133,10 +176,10 @@ fn a_worker_that_does_not_drain_is_killed_at_the_timeout() {
 #[test]
 fn sigterm_outranks_a_reload_and_keeps_the_earlier_deadline() {
     let mut life = Life::serving(true);
-    life.give(Event::Change { own: false });
-    life.after(4_000);
+    life.give(change(false));
+    life.wait(4_000);
     assert_eq!(life.give(Event::Signal(Signal::Term)), "");
-    assert_eq!(life.after(6_000), "kill 101, kill 102");
+    assert_eq!(life.wait(6_000), "kill 101, kill 102");
     life.exit(101);
     assert_eq!(life.exit(102), "exit 0");
 }
@@ -162,9 +205,9 @@ fn a_dead_worker_is_replaced_in_its_slot_with_back_off() {
     assert_eq!(life.exit(102), "fork 1");
     assert_eq!(life.exit(103), "");
     assert_eq!(life.plan.deadline(), Some(life.now + Duration::from_millis(100)));
-    assert_eq!(life.after(99), "");
-    assert_eq!(life.after(1), "fork 1");
-    life.after(10_000);
+    assert_eq!(life.wait(99), "");
+    assert_eq!(life.wait(1), "fork 1");
+    life.wait(10_000);
     assert_eq!(life.exit(104), "fork 1");
     assert_eq!(life.log.iter().filter(|line| line.contains("died: exit code 1, age 10.0 s")).count(), 1);
 }
@@ -177,7 +220,7 @@ fn a_fork_that_fails_is_tried_again_later() {
     assert_eq!(actions.last(), Some(&Action::Fork { slot: 0 }));
     assert_eq!(life.give(Event::ForkFailed { slot: 0, why: "EAGAIN".into() }), "");
     assert!(life.plan.deadline().unwrap() >= life.now + Duration::from_millis(100));
-    assert_eq!(life.after(1_000), "fork 0");
+    assert_eq!(life.wait(1_000), "fork 0");
 }
 
 #[test]
@@ -201,25 +244,25 @@ fn a_first_start_that_fails_ends_with_3_or_waits_for_a_change() {
         let mut done = Vec::new();
         for pid in 101..106 {
             done.push(life.exit(pid));
-            done.push(life.after(1_000));
+            done.push(life.wait(1_000));
         }
         let end = if watching { "" } else { "exit 3" };
         assert_eq!(done, ["fork 0", "", "", "fork 0", "", "fork 0", "", "fork 0", end, ""]);
         if watching {
             assert_eq!(life.plan.deadline(), None);
-            assert_eq!(life.give(Event::Change { own: false }), "exec");
+            assert_eq!(life.give(change(false)), "exec");
         }
     }
     let mut life = Life::new(Config { slots: 1, ..config(false) });
     for pid in 101..106 {
         life.exit(pid);
-        life.after(1_000);
+        life.wait(1_000);
     }
-    assert_eq!(life.give(Event::Change { own: false }), "fork 0");
+    assert_eq!(life.give(change(false)), "fork 0");
     // Nobody will tell of a change any more.
     for pid in 106..111 {
         life.exit(pid);
-        life.after(1_000);
+        life.wait(1_000);
     }
     assert_eq!(life.give(Event::WatchLost), "exit 3");
 }
@@ -238,26 +281,220 @@ fn a_command_that_cannot_be_executed_at_the_first_start_ends_the_service() {
 fn serving_for_a_second_is_ready() {
     let mut life = Life::new(config(false));
     life.give(Event::Serving { pid: 101 });
-    life.after(500);
+    life.wait(500);
     life.give(Event::Serving { pid: 101 });
     life.give(Event::Serving { pid: 102 });
-    assert_eq!(life.after(500), "");
-    assert_eq!(life.after(500), "ready");
+    assert_eq!(life.wait(500), "");
+    assert_eq!(life.wait(500), "ready");
     assert_eq!(life.log.last().unwrap(), "ready: generation 1, 2 workers");
 }
 
 #[test]
 fn an_image_that_cannot_be_executed_costs_no_drain() {
-    let mut plan = Supervise::new(config(true), 1, 0);
+    let mut life = Life::serving(true);
     let mut actions = Vec::new();
-    let now = Duration::from_secs(1);
-    for event in [Event::Start, Event::Forked { slot: 0, pid: 101 }, Event::Forked { slot: 1, pid: 102 }] {
-        plan.step(now, event, &mut actions);
-    }
-    actions.clear();
-    plan.step(now, Event::Signal(Signal::Hup), &mut actions);
-    plan.step(now, Event::Looked(Err("it is empty".into())), &mut actions);
+    life.plan.step(life.now, Event::Signal(Signal::Hup), &mut actions);
+    life.plan.step(life.now, Event::Looked(Verdict::Bad("it is empty".into())), &mut actions);
     let asked = Action::Say(Note::Asked { reload: 1, trigger: Trigger::Hup });
+    let look = Action::Look { reexec: true, only_own: false, last: false };
     let dropped = Action::Say(Note::Dropped { reload: 1, why: "it is empty".into() });
-    assert_eq!(actions, [asked, Action::Look { reexec: true }, dropped]);
+    assert_eq!(actions, [asked, look, dropped]);
+    assert_eq!(life.plan.last_error(), "it is empty");
+}
+
+#[test]
+fn a_file_that_is_not_whole_is_looked_at_again_until_patience_ends() {
+    let mut life = Life::serving(true);
+    let look = |life: &mut Life, event, verdict| {
+        let mut actions = Vec::new();
+        life.plan.step(life.now, event, &mut actions);
+        let looks = actions.iter().find_map(|action| match action {
+            Action::Look { last, .. } => Some(*last),
+            _ => None,
+        });
+        life.plan.step(life.now, Event::Looked(verdict), &mut actions);
+        looks
+    };
+    let later = || Verdict::Later("is empty".into(), 2 * SECOND);
+    assert_eq!(look(&mut life, change(true), later()), Some(false));
+    let begun = life.now;
+    for _ in 0..19 {
+        life.now = life.plan.deadline().unwrap();
+        assert_eq!(look(&mut life, Event::Time, later()), Some(false));
+    }
+    life.now = life.plan.deadline().unwrap();
+    assert_eq!(life.now, begun + 2 * SECOND);
+    // A change begins the waiting anew.
+    assert_eq!(look(&mut life, change(true), later()), Some(false));
+    let begun = life.now;
+    while life.now < begun + 2 * SECOND {
+        life.now = life.plan.deadline().unwrap();
+        let last = life.now == begun + 2 * SECOND;
+        let verdict = if last { Verdict::Bad("is empty".into()) } else { later() };
+        assert_eq!(look(&mut life, Event::Time, verdict), Some(last));
+    }
+    assert_eq!(life.plan.state(), "serving");
+    assert_eq!(life.plan.deadline(), None);
+}
+
+#[test]
+fn identical_bytes_are_no_reload() {
+    let mut life = Life::serving(true);
+    let mut actions = Vec::new();
+    life.plan.step(life.now, change(true), &mut actions);
+    assert_eq!(actions, [Action::Look { reexec: true, only_own: true, last: false }]);
+    assert_eq!(life.give(Event::Looked(Verdict::Same)), "");
+    assert_eq!((life.plan.reload(), life.plan.state()), (0, "serving"));
+}
+
+#[test]
+fn the_old_code_serves_while_the_new_is_checked() {
+    let mut life = Life::serving(true);
+    life.checks = true;
+    assert_eq!(life.give(change(true)), "check");
+    assert_eq!(life.exit(101), "fork 0");
+    assert_eq!(life.give(Event::Signal(Signal::Hup)), "", "this is that reload");
+    assert_eq!(life.give(change(true)), "end check, check", "what was checked is out of date");
+    assert_eq!(life.give(Event::Checked(Verdict::Bad("x".into()))), "");
+    assert_eq!(life.log.last().unwrap(), "reload #1: dropped: x; the running code serves on");
+    assert_eq!(life.give(change(true)), "check");
+    assert_eq!(life.wait(4_999), "");
+    assert_eq!(life.wait(1), "end check");
+    assert!(life.log.last().unwrap().contains("gave no answer in 5000 ms"), "{:?}", life.log);
+    assert_eq!(life.give(change(true)), "check");
+    assert_eq!(life.give(Event::Signal(Signal::Term)), "end check, term 102, term 103");
+}
+
+#[test]
+fn what_changed_during_a_drain_is_checked_too() {
+    let mut life = Life::serving(true);
+    life.give(Event::Signal(Signal::Hup));
+    assert_eq!(life.give(change(true)), "");
+    life.exit(101);
+    life.checks = true;
+    assert_eq!(life.exit(102), "check");
+    assert_eq!(life.give(Event::Checked(Verdict::Bad("x".into()))), "fork 0, fork 1");
+}
+
+fn overlap(reexec: bool) -> Life {
+    let mut life = Life::new(Config { overlap: true, ..config(reexec) });
+    life.ready(101);
+    life.ready(102);
+    life
+}
+
+#[test]
+fn overlap_drains_the_old_when_all_of_the_new_are_ready() {
+    for reexec in [false, true] {
+        let mut life = overlap(reexec);
+        let done = life.give(Event::Signal(Signal::Hup));
+        let done = if reexec {
+            assert_eq!(done, "exec");
+            let (next, done) = life.next_image(false);
+            life = next;
+            done
+        } else {
+            done
+        };
+        assert_eq!(done, "fork 0, fork 1");
+        assert_eq!(life.ready(103), "");
+        // Of two requests one reload is made, afterwards.
+        assert_eq!(life.give(Event::Signal(Signal::Hup)), "");
+        assert_eq!(life.give(change(false)), "");
+        assert_eq!(life.ready(104), "ready, term 101, term 102", "and a third generation waits");
+        assert_eq!(life.plan.reload(), 2);
+        assert_eq!(life.exit(101), "");
+        assert_eq!(life.exit(103), "fork 0", "the serving generation is kept up meanwhile");
+        let next = if reexec { "exec" } else { "fork 0, fork 1" };
+        assert_eq!(life.exit(102), next);
+        assert_eq!((life.plan.generation(), life.plan.pending()), (3, None));
+    }
+}
+
+#[test]
+fn an_old_worker_that_dies_in_an_overlap_is_not_replaced() {
+    let mut life = overlap(false);
+    life.give(Event::Signal(Signal::Hup));
+    assert_eq!(life.exit(101), "");
+    life.ready(103);
+    assert_eq!(life.ready(104), "ready, term 102");
+}
+
+#[test]
+fn a_generation_that_does_not_boot_is_rolled_back() {
+    let mut life = overlap(true);
+    life.give(Event::Signal(Signal::Hup));
+    let (mut life, _) = life.next_image(false);
+    life.exit(103);
+    life.exit(105);
+    assert_eq!(life.wait(100), "fork 0");
+    // Asked for meanwhile: the image that comes back does it.
+    life.give(Event::Signal(Signal::Hup));
+    assert_eq!(life.exit(106), "term 104, roll back");
+    assert_eq!(life.plan.generation(), 1);
+    let (mut life, done) = life.next_image(true);
+    assert_eq!(done, "ready");
+    assert!(life.log[0].starts_with("reload #1: rolled back: workers of the new code die"), "{:?}", life.log);
+    assert_eq!(life.exit(104), "exec", "the pending one, once those that failed are gone");
+}
+
+#[test]
+fn a_generation_that_is_never_ready_is_abandoned_without_a_way_back() {
+    let mut life = overlap(false);
+    life.give(Event::Signal(Signal::Hup));
+    life.ready(103);
+    assert_eq!(life.wait(29_999), "");
+    assert_eq!(life.wait(1), "term 103, term 104");
+    assert!(life.log.last().unwrap().contains("2 workers of the old code serve on"), "{:?}", life.log);
+    assert_eq!((life.plan.generation(), life.plan.state()), (1, "serving"));
+    // The next try waits until those are gone.
+    assert_eq!(life.give(change(false)), "");
+    life.exit(103);
+    assert_eq!(life.exit(104), "fork 0, fork 1");
+}
+
+#[test]
+fn a_roll_back_that_fails_leaves_the_old_workers_or_tries_the_new() {
+    for overlap in [true, false] {
+        let workers = |overlap| match overlap {
+            true => vec![Adopted { pid: 101, slot: 0, generation: 1, kill_at: None }],
+            false => vec![],
+        };
+        let past = Past { generation: 2, reload: 1, workers: workers(overlap), way_back: true, ..Past::default() };
+        let (mut life, _) = Life::after(Config { slots: 1, overlap, ..config(true) }, past);
+        let pid = life.next - 1;
+        assert_eq!(life.wait(30_000), format!("term {pid}, roll back"));
+        let done = life.give(Event::ExecFailed { why: "x".into() });
+        assert_eq!(done, if overlap { "" } else { "fork 0" }, "{:?}", life.log);
+        assert_eq!(life.exit(pid), "");
+    }
+}
+
+#[test]
+fn a_service_that_causes_its_own_reloads_is_slowed_down() {
+    let mut life = Life::new(Config { slots: 1, ..config(false) });
+    life.ready(101);
+    let mut quiet = Vec::new();
+    for pid in 102..112 {
+        let done = life.give(change(false));
+        quiet.extend(done.strip_prefix("quiet ").map(|rest| rest.split(',').next().unwrap_or_default().to_owned()));
+        life.exit(pid - 1);
+        life.ready(pid);
+        life.wait(2_000);
+    }
+    assert_eq!(quiet, ["100", "200", "400", "800", "1600", "3200"]);
+    assert!(life.log.iter().any(|line| line.starts_with("/srv/code changes right after each reload")));
+    // Another path, or a change that comes later, is nobody's loop.
+    let other = Event::Change { own: false, others: true, path: "/srv/other".into() };
+    assert_eq!(life.give(other), "quiet 50, term 111");
+}
+
+#[test]
+fn changes_that_bring_no_new_generation_are_no_loop() {
+    let mut life = Life::serving(true);
+    life.checks = true;
+    for _ in 0..20 {
+        assert_eq!(life.give(change(true)), "check");
+        assert_eq!(life.give(Event::Checked(Verdict::Bad("x".into()))), "");
+    }
 }

@@ -1,0 +1,95 @@
+//! What the kernel and the watcher tell: signals, ends of children, changes.
+
+use super::spawn::{read_channel, Proc};
+use super::{Service, Trial};
+use crate::log::{self, How};
+use crate::master::signals::has_terminal;
+use crate::master::Job;
+use crate::plan::supervise::{Event, Signal};
+use crate::sys;
+use crate::sys::process::{self, News, Pid};
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::SeqCst;
+
+impl Service<'_> {
+    /// Turns bytes of the self-pipe into events.
+    pub(super) fn take_signals(&mut self, bytes: &[u8]) {
+        let mut reap = false;
+        for byte in bytes {
+            let event = match libc::c_int::from(*byte) {
+                0 => {
+                    self.take_flags();
+                    continue;
+                }
+                libc::SIGCHLD => {
+                    reap = true;
+                    continue;
+                }
+                libc::SIGTERM => Signal::Term,
+                libc::SIGINT => Signal::Int,
+                libc::SIGQUIT => Signal::Quit,
+                libc::SIGHUP if self.terminal && !has_terminal() => {
+                    self.terminal = false;
+                    // nohup(1): the service is to outlive its terminal, and nobody asked for a reload.
+                    if self.ignored & 1 << libc::SIGHUP != 0 {
+                        continue;
+                    }
+                    Signal::Hangup
+                }
+                libc::SIGHUP => Signal::Hup,
+                libc::SIGUSR1 => Signal::Usr1,
+                libc::SIGUSR2 => Signal::Usr2,
+                libc::SIGTTIN => Signal::Ttin,
+                libc::SIGTTOU => Signal::Ttou,
+                _ => continue,
+            };
+            self.events.push_back(Event::Signal(event));
+        }
+        if reap {
+            self.reap();
+        }
+    }
+
+    fn take_flags(&mut self) {
+        self.events.extend(self.flags.take_change());
+        if self.flags.lost.swap(false, SeqCst) {
+            self.watcher = None;
+            self.events.push_back(Event::WatchLost);
+        }
+    }
+
+    fn reap(&mut self) {
+        reap_workers(&mut self.procs, &self.job, &mut self.events);
+        self.reap_trial();
+        if sys::os::inherits_orphans() {
+            let others = self.trial.iter().map(Trial::pid).chain(self.ended.iter().copied());
+            let ours: Vec<Pid> = self.procs.iter().map(|proc| proc.pid).chain(others).collect();
+            process::reap_orphans(|pid| ours.iter().any(|ours| ours.get() == pid));
+        }
+    }
+}
+
+/// How a child ended, if it did.
+pub(super) fn ended(pid: Pid) -> Option<How> {
+    loop {
+        return Some(match process::reap(pid)? {
+            News::Stopped(signal) => {
+                log::warn(format!("process {} is stopped by signal {signal}", pid.get()));
+                continue;
+            }
+            News::Exited(code) => How::Code(code),
+            News::Signaled(signal) => How::Signal(signal),
+            News::Lost => How::Unknown,
+        });
+    }
+}
+
+pub(super) fn reap_workers(procs: &mut Vec<Proc>, job: &Job<'_>, events: &mut VecDeque<Event>) {
+    procs.retain_mut(|proc| {
+        let Some(how) = ended(proc.pid) else { return true };
+        // What it said last comes before its end.
+        read_channel(proc, job, events);
+        events.push_back(Event::Exited { pid: proc.pid.get(), how });
+        false
+    });
+}

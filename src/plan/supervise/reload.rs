@@ -1,0 +1,257 @@
+//! A reload: from the wish to the generation that is ready, or back.
+
+use super::record::Record;
+use super::{Action, Phase, Slot, Supervise, Verdict};
+use crate::log::{Note, Trigger};
+use crate::plan::backoff::Backoff;
+use crate::plan::Moment;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How often a file that is still being written is looked at.
+const AGAIN: Duration = Duration::from_millis(100);
+
+impl Supervise {
+    pub(super) fn start(&mut self, now: Moment, out: &mut Vec<Action>) {
+        if self.phase == Phase::New {
+            self.record.started = now;
+            self.new_generation(now, out);
+        }
+    }
+
+    /// Forks into every slot that has no worker of this generation, with a clean record.
+    pub(super) fn new_generation(&mut self, now: Moment, out: &mut Vec<Action>) {
+        self.phase = Phase::Booting { until: now + self.config.boot_timeout };
+        self.announced = false;
+        for slot in 0..self.slots.len() {
+            let due = self.is_free(slot).then_some(now);
+            self.slots[slot] = Slot { backoff: Backoff::default(), due };
+        }
+        self.fork_due(now, out);
+        // After a roll-back all of them may be there already.
+        self.ready_if_all(now, out);
+    }
+
+    pub(super) fn change(&mut self, now: Moment, own: bool, others: bool, path: PathBuf, out: &mut Vec<Action>) {
+        let asks_exec = own || self.config.reexec;
+        match &mut self.phase {
+            Phase::Serving | Phase::Dormant => {
+                let before = self.repeats.quiet(self.config.quiet);
+                self.repeats.change(now, &path, self.config.quiet);
+                let quiet = self.repeats.quiet(self.config.quiet);
+                if quiet > before {
+                    out.push(Action::Say(Note::Looping { path, quiet }));
+                }
+                if quiet != before {
+                    out.push(Action::Quiet { quiet });
+                }
+                self.begin_reload(now, asks_exec, own && !others, Trigger::Change, out);
+            }
+            // What was seen of the new code is out of date: look anew.
+            Phase::Looking { reexec, only_own, .. } => {
+                let (reexec, only_own) = (*reexec || asks_exec, *only_own && own && !others);
+                self.look(reexec, only_own, out);
+            }
+            Phase::Checking { reexec, .. } => {
+                let reexec = *reexec || asks_exec;
+                out.push(Action::EndCheck);
+                self.look(reexec, false, out);
+            }
+            Phase::Waiting { reexec, dirty } | Phase::Draining { reexec, dirty } => {
+                *reexec |= asks_exec;
+                *dirty = true;
+            }
+            Phase::HandingOff => {
+                self.generation -= 1;
+                self.look(true, false, out);
+            }
+            Phase::New | Phase::Booting { .. } | Phase::RollingBack => self.later(asks_exec),
+            Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    pub(super) fn ask_reload(&mut self, now: Moment, trigger: Trigger, out: &mut Vec<Action>) {
+        let asks_exec = trigger == Trigger::Usr2 || self.config.reexec;
+        match &mut self.phase {
+            Phase::Serving | Phase::Dormant => self.begin_reload(now, asks_exec, false, trigger, out),
+            // Nothing of the new code has been used yet: this is that reload.
+            Phase::Looking { reexec, only_own, .. } => {
+                *reexec |= asks_exec;
+                *only_own = false;
+            }
+            Phase::Checking { reexec, .. } if asks_exec && !*reexec => {
+                out.push(Action::EndCheck);
+                self.look(true, false, out);
+            }
+            Phase::Waiting { reexec, dirty } | Phase::Draining { reexec, dirty } => {
+                // An image that nobody has checked yet.
+                *dirty |= asks_exec && !*reexec;
+                *reexec |= asks_exec;
+            }
+            Phase::New | Phase::Booting { .. } | Phase::RollingBack => self.later(asks_exec),
+            Phase::Checking { .. } | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    /// Once, when this generation is ready or given up.
+    fn later(&mut self, reexec: bool) {
+        self.pending = Some(self.pending.unwrap_or(false) || reexec);
+    }
+
+    fn begin_reload(&mut self, now: Moment, reexec: bool, only_own: bool, trigger: Trigger, out: &mut Vec<Action>) {
+        self.reload += 1;
+        self.record = Record::begin(now, self.reload, trigger);
+        self.last_error.clear();
+        match trigger {
+            // The watcher has said it.
+            Trigger::Change => {}
+            Trigger::Start | Trigger::Pending | Trigger::Hup | Trigger::Usr2 => {
+                out.push(Action::Say(Note::Asked { reload: self.reload, trigger }));
+            }
+        }
+        self.look(reexec, only_own, out);
+    }
+
+    pub(super) fn begin_pending(&mut self, now: Moment, out: &mut Vec<Action>) {
+        if let Some(reexec) = self.pending.take() {
+            self.begin_reload(now, reexec, false, Trigger::Pending, out);
+        }
+    }
+
+    fn look(&mut self, reexec: bool, only_own: bool, out: &mut Vec<Action>) {
+        self.phase = Phase::Looking { reexec, only_own, again: None };
+        out.push(Action::Look { reexec, only_own, last: false });
+    }
+
+    pub(super) fn looked(&mut self, now: Moment, verdict: Verdict, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Looking { reexec, only_own, again } => match verdict {
+                Verdict::Good => {
+                    self.record.settled = now;
+                    let (until, patience) = (now + self.config.check_timeout, again.map(|(_, until)| until));
+                    self.phase = Phase::Checking { reexec, until, patience };
+                    out.push(Action::Check { reexec });
+                }
+                Verdict::Same => {
+                    out.push(Action::Say(Note::Same { reload: self.reload }));
+                    self.reload -= 1;
+                    self.go_on(now, out);
+                }
+                Verdict::Later(why, patience) => {
+                    let until = again.map_or(now + patience, |(_, until)| until.min(now + patience));
+                    if again.is_none() {
+                        out.push(Action::Say(Note::Unsettled { reload: self.reload, why }));
+                    }
+                    self.phase = Phase::Looking { reexec, only_own, again: Some(((now + AGAIN).min(until), until)) };
+                }
+                Verdict::Bad(why) => self.drop_reload(now, why, out),
+            },
+            Phase::New | Phase::Booting { .. } | Phase::Serving | Phase::Checking { .. } | Phase::Waiting { .. } => {}
+            Phase::Draining { .. } | Phase::HandingOff | Phase::RollingBack | Phase::Dormant => {}
+            Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    /// A file that was not whole yet is looked at again; a check that does not answer has failed.
+    pub(super) fn look_time(&mut self, now: Moment, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Looking { reexec, only_own, again: Some((at, until)) } if at <= now => {
+                out.push(Action::Look { reexec, only_own, last: until <= now });
+            }
+            Phase::Checking { until, .. } if until <= now => {
+                out.push(Action::EndCheck);
+                let ms = self.config.check_timeout.as_millis();
+                self.drop_reload(now, format!("the check of the new code gave no answer in {ms} ms"), out);
+            }
+            Phase::New | Phase::Booting { .. } | Phase::Serving | Phase::Looking { .. } => {}
+            Phase::Checking { .. } | Phase::Waiting { .. } | Phase::Draining { .. } | Phase::HandingOff => {}
+            Phase::RollingBack | Phase::Dormant | Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    pub(super) fn checked(&mut self, now: Moment, verdict: Verdict, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Checking { reexec, patience, .. } => match verdict {
+                Verdict::Good | Verdict::Same => {
+                    self.record.checked = now;
+                    self.commit(now, reexec, out);
+                }
+                Verdict::Later(why, time) => {
+                    let until = patience.unwrap_or(now + time);
+                    if until <= now {
+                        return self.drop_reload(now, why, out);
+                    }
+                    let again = Some(((now + AGAIN).min(until), until));
+                    self.phase = Phase::Looking { reexec, only_own: false, again };
+                }
+                Verdict::Bad(why) => self.drop_reload(now, why, out),
+            },
+            Phase::New | Phase::Booting { .. } | Phase::Serving | Phase::Looking { .. } | Phase::Waiting { .. } => {}
+            Phase::Draining { .. } | Phase::HandingOff | Phase::RollingBack | Phase::Dormant => {}
+            Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    /// The new code is worth it.
+    fn commit(&mut self, now: Moment, reexec: bool, out: &mut Vec<Action>) {
+        if !self.config.overlap {
+            self.phase = Phase::Draining { reexec, dirty: false };
+            if !self.workers.is_empty() {
+                out.push(Action::Say(Note::Draining { reload: self.reload, workers: self.workers.len() }));
+            }
+            self.term(now, |_| true, out);
+            self.drained_if_empty(now, out);
+        } else if self.others() > 0 {
+            self.phase = Phase::Waiting { reexec, dirty: false };
+            out.push(Action::Say(Note::Waiting { reload: self.reload, workers: self.others() }));
+        } else {
+            self.advance(now, reexec, out);
+        }
+    }
+
+    /// To the next generation: by an exec or by forks.
+    fn advance(&mut self, now: Moment, reexec: bool, out: &mut Vec<Action>) {
+        self.generation += 1;
+        (self.record.handed, self.record.started) = (now, now);
+        if reexec {
+            self.phase = Phase::HandingOff;
+            out.push(Action::HandOff);
+        } else {
+            self.new_generation(now, out);
+        }
+    }
+
+    /// How many live workers belong to another generation.
+    pub(super) fn others(&self) -> usize {
+        self.workers.iter().filter(|worker| worker.generation != self.generation).count()
+    }
+
+    /// The last worker of a drain or of a stop may be gone.
+    pub(super) fn drained_if_empty(&mut self, now: Moment, out: &mut Vec<Action>) {
+        if self.others() == 0 {
+            if let Some(record) = self.finishing.take() {
+                out.push(Action::Say(Note::Drained { reload: record.reload }));
+                out.push(Action::Say(record.summary(now)));
+            }
+        }
+        match self.phase {
+            Phase::Waiting { reexec, dirty: true } if self.others() == 0 => self.look(reexec, false, out),
+            Phase::Waiting { reexec, dirty: false } if self.others() == 0 => self.advance(now, reexec, out),
+            Phase::Draining { reexec, dirty } if self.workers.is_empty() => {
+                out.push(Action::Say(Note::Drained { reload: self.reload }));
+                match dirty {
+                    true => self.look(reexec, false, out),
+                    false => self.advance(now, reexec, out),
+                }
+            }
+            Phase::Stopping { code, .. } if self.workers.is_empty() => {
+                self.phase = Phase::Ended;
+                out.push(Action::Say(Note::Stopped));
+                out.push(Action::Exit { code });
+            }
+            Phase::New | Phase::Booting { .. } | Phase::Serving | Phase::Looking { .. } | Phase::Checking { .. } => {}
+            Phase::Waiting { .. } | Phase::Draining { .. } | Phase::HandingOff | Phase::RollingBack => {}
+            Phase::Dormant | Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+}
