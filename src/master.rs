@@ -29,13 +29,16 @@ enum Ask {
     Make { name: String, make: Make },
 }
 
+/// Decides which files count.
+type Filter = Box<dyn Fn(&Path) -> bool + Send>;
+
 /// What is watched, and how.
 struct Watch {
     paths: Vec<PathBuf>,
     executable: bool,
     include: Vec<String>,
     exclude: Vec<String>,
-    filter: Option<Box<dyn Fn(&Path) -> bool + Send>>,
+    filter: Option<Filter>,
     debounce: (Duration, Duration),
     backend: Backend,
 }

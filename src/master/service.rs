@@ -16,6 +16,7 @@ use crate::handoff::Image;
 use crate::listener::{Listener, Want};
 use crate::log::{self, Note};
 use crate::plan::supervise::{Action, Config, Event, Supervise};
+use crate::plan::token::Watched;
 use crate::sys::process::{self, Pid};
 use crate::sys::{self, fd::interest, signal};
 use crate::watch::FileChangeWatcher;
@@ -44,7 +45,8 @@ pub(super) struct Service<'a> {
     procs: Vec<Proc>,
     signals: Signals,
     watcher: Option<FileChangeWatcher>,
-    /// The watcher's thread has been started.
+    /// Its watches are in place; its thread has been started.
+    armed: bool,
     watching: bool,
     /// The executable is among what is watched.
     watches_image: bool,
@@ -121,7 +123,12 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
     let quiet = master.watch.debounce.0;
     let mut watcher = watching::watcher(&mut master, &job, &flags, past.repeats.quiet(quiet));
     let watched = token.as_ref().map(|token| token.watched).unwrap_or_default();
-    watching::arm(&mut watcher, token.is_none(), watched)?;
+    watching::inherit(&mut watcher, watched);
+    // What was carried tells of changes since: then the workers come first, for a gap is worse than a reload too many.
+    let armed = watched == Watched::Nothing;
+    if armed {
+        watching::arm(&mut watcher, token.is_none())?;
+    }
     let slots = match &token {
         Some(token) if token.configured == master.workers => token.slots.max(1),
         _ => master.workers,
@@ -152,6 +159,7 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
         procs,
         signals,
         watcher,
+        armed,
         watching: false,
         watches_image,
         flags,
@@ -219,6 +227,10 @@ impl Service<'_> {
     fn start_watcher(&mut self) {
         if std::mem::replace(&mut self.watching, true) {
             return;
+        }
+        if !std::mem::replace(&mut self.armed, true) && self.watcher.is_some() {
+            let _ = watching::arm(&mut self.watcher, false);
+            self.events.extend(self.watcher.is_none().then_some(Event::WatchLost));
         }
         let Some(watcher) = &mut self.watcher else { return };
         // Between our exec and the arming nobody watched the executable.

@@ -95,22 +95,24 @@ pub(super) fn set_quiet(watcher: &FileChangeWatcher, quiet: Duration) {
     watcher.set_quiet(quiet);
 }
 
-/// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more. `watched`
-/// is what the image before has carried.
-pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool, watched: Watched) -> Result<()> {
-    let Some(armed) = watcher.as_mut().map(|watcher| watcher.arm(watched)) else {
-        // Nobody watches any more: the queue goes.
-        if let Watched::Queue(fd) = watched {
-            drop(sys::fd::adopt_own(fd));
-        }
-        return Ok(());
-    };
-    match armed {
-        Err(e) if !first => {
+/// What the image before has carried goes to the watcher; if nobody watches any more, it goes.
+pub(super) fn inherit(watcher: &mut Option<FileChangeWatcher>, watched: Watched) {
+    match (watcher, watched) {
+        (Some(watcher), watched) => watcher.inherit(watched),
+        (None, Watched::Queue(fd)) => drop(sys::fd::adopt_own(fd)),
+        (None, Watched::Nothing | Watched::Digest(_)) => {}
+    }
+}
+
+/// At the first start a watcher that cannot be armed is an error; after a reload the service is worth more.
+pub(super) fn arm(watcher: &mut Option<FileChangeWatcher>, first: bool) -> Result<()> {
+    match watcher.as_mut().map(FileChangeWatcher::arm) {
+        Some(Err(e)) if !first => {
             log::say(&Note::WatchLost { why: e.to_string() });
             *watcher = None;
             Ok(())
         }
-        result => result,
+        Some(result) => result,
+        None => Ok(()),
     }
 }

@@ -58,6 +58,9 @@ fn is_inotify(fd: &OwnedFd) -> bool {
     link.map_or(true, |link| link.as_os_str() == "anon_inode:inotify")
 }
 
+/// A path that was moved away, and where its part below the root begins.
+type Was = Option<(Vec<u8>, usize)>;
+
 /// A name that may be a symbolic link.
 pub(super) struct Maybe {
     pub(super) node: u32,
@@ -88,7 +91,7 @@ pub(crate) struct Inotify {
     pub(super) unreadable: Vec<(u32, Box<[u8]>)>,
     /// Nodes whose place is in doubt; of those that were moved the path, and where its part below the root begins, for
     /// their parents may be moved too before they are looked at.
-    verify: Vec<(u32, Option<(Vec<u8>, usize)>)>,
+    verify: Vec<(u32, Was)>,
     /// Names that may be symbolic links; found by a walk, or named by an event.
     pub(super) maybe: Vec<Maybe>,
     /// The watch and the name of what was created last and not written to yet: a file, unless nothing follows.
@@ -368,7 +371,7 @@ impl Inotify {
     }
 
     /// Is the node still what its name means?
-    fn verify_node(&mut self, id: u32, was: Option<(Vec<u8>, usize)>, cx: &mut Context<'_>) {
+    fn verify_node(&mut self, id: u32, was: Was, cx: &mut Context<'_>) {
         if let Some(Some(link)) = self.links.get_mut(self.tree.link(id) as usize) {
             link.dirty = true;
             return;

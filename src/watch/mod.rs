@@ -44,7 +44,7 @@ use crate::sys::{self, process::Gate};
 use eyes::Eyes;
 use filter::{Filter, Glob};
 use std::fmt;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -108,6 +108,8 @@ pub struct FileChangeWatcher {
     shared: Arc<Shared>,
     armed: Option<(Eyes, UnixStream, UnixStream)>,
     running: Option<Running>,
+    /// An earlier image's inotify descriptor, or the digest of what it saw by polling.
+    carried: (Option<OwnedFd>, Option<u64>),
     /// The inotify descriptor.
     queue: Option<RawFd>,
     private: Vec<RawFd>,
@@ -139,6 +141,7 @@ impl FileChangeWatcher {
             shared: Arc::new(Shared::new(Box::new(on_change))),
             armed: None,
             running: None,
+            carried: (None, None),
             queue: None,
             private: Vec::new(),
         }
@@ -216,21 +219,27 @@ impl FileChangeWatcher {
             }
             self.stop();
         }
-        self.arm(Watched::Nothing)?;
+        self.arm()?;
         self.spawn()
     }
 
-    /// Places every watch. `carried` is what the watcher of an earlier image knew: what has changed since is reported.
-    pub(crate) fn arm(&mut self, carried: Watched) -> Result<()> {
-        let fail = |e| Error::new(Op::Watch, "", e);
-        let (theirs, ours) = UnixStream::pair().map_err(fail)?;
-        theirs.set_nonblocking(true).map_err(fail)?;
-        ours.set_nonblocking(true).map_err(fail)?;
-        let (queue, digest) = match carried {
+    /// Takes what the watcher of an earlier image knew: what has changed since is reported once this one is armed.
+    pub(crate) fn inherit(&mut self, carried: Watched) {
+        self.carried = match carried {
             Watched::Queue(fd) => (sys::fd::adopt_own(fd).ok(), None),
             Watched::Digest(digest) => (None, Some(digest)),
             Watched::Nothing => (None, None),
         };
+        self.private = self.carried.0.iter().map(AsRawFd::as_raw_fd).collect();
+    }
+
+    /// Places every watch.
+    pub(crate) fn arm(&mut self) -> Result<()> {
+        let fail = |e| Error::new(Op::Watch, "", e);
+        let (theirs, ours) = UnixStream::pair().map_err(fail)?;
+        theirs.set_nonblocking(true).map_err(fail)?;
+        ours.set_nonblocking(true).map_err(fail)?;
+        let (queue, digest) = std::mem::take(&mut self.carried);
         let backend = eyes::Wanted { backend: self.backend, follow: self.follow, queue, digest };
         let eyes = Eyes::open(&self.paths, backend, &self.shared)?;
         self.private = vec![theirs.as_raw_fd(), ours.as_raw_fd()];
@@ -253,10 +262,12 @@ impl FileChangeWatcher {
     /// the exec, or what polling has seen. Under the gate, so that the thread is in the middle of nothing.
     #[allow(dead_code)]
     pub(crate) fn carry(&self, _gate: &Gate) -> Watched {
-        match (self.queue, *self.shared.digest.lock().unwrap_or_else(PoisonError::into_inner)) {
-            (Some(fd), _) => Watched::Queue(fd),
-            (None, Some(digest)) => Watched::Digest(digest),
-            (None, None) => Watched::Nothing,
+        // Not armed yet: what was inherited is passed on.
+        let queue = self.queue.or(self.carried.0.as_ref().map(AsRawFd::as_raw_fd));
+        match (queue, *self.shared.digest.lock().unwrap_or_else(PoisonError::into_inner), self.carried.1) {
+            (Some(fd), _, _) => Watched::Queue(fd),
+            (None, Some(digest), _) | (None, None, Some(digest)) => Watched::Digest(digest),
+            (None, None, None) => Watched::Nothing,
         }
     }
 

@@ -33,7 +33,8 @@ fn a_change_between_two_images_is_reported() {
                 std::fs::write(&file, "").unwrap();
             }
             let (mut new, batches) = watcher(&root, backend);
-            new.arm(carried).unwrap();
+            new.inherit(carried);
+            new.arm().unwrap();
             new.spawn().unwrap();
             if change {
                 let seen = batches.recv().unwrap();
