@@ -179,6 +179,9 @@ struct Scene {
     watcher: FileChangeWatcher,
     batches: Receiver<Vec<PathBuf>>,
     fences: usize,
+    /// How many fences end a row. A look that polls is not one moment: it can see the fence and have passed, before that,
+    /// the place of what was changed before the fence. The next look cannot.
+    looks: usize,
 }
 
 fn backends() -> Vec<Backend> {
@@ -214,7 +217,8 @@ impl Scene {
         let watcher = FileChangeWatcher::new(paths, move |paths| drop(send.send(paths.to_vec())));
         let mut watcher = build(watcher.backend(backend).debounce(QUIET, 100 * QUIET));
         watcher.start().unwrap();
-        Scene { dir, root, watcher, batches, fences: 0 }
+        let looks = if matches!(backend, Backend::Poll(_)) { 2 } else { 1 };
+        Scene { dir, root, watcher, batches, fences: 0, looks }
     }
 
     /// Does something in the watched directory; what was reported of it, relative to it, `.` being itself.
@@ -231,12 +235,20 @@ impl Scene {
         self.reported()
     }
 
-    /// What is reported until a fence is.
+    /// What is reported until the fence is.
     fn reported(&mut self) -> BTreeSet<String> {
-        self.fences += 1;
-        let fence = self.dir.path("fence");
-        std::fs::write(&fence, self.fences.to_string()).unwrap();
         let mut seen = BTreeSet::new();
+        for _ in 0..self.looks {
+            self.fence(&mut seen);
+        }
+        seen
+    }
+
+    fn fence(&mut self, seen: &mut BTreeSet<String>) {
+        self.fences += 1;
+        // In one step, so that it is one change.
+        self.dir.save("fence", &self.fences.to_string());
+        let fence = self.dir.path("fence");
         loop {
             let batch = self.batches.recv_timeout(CEILING).expect("a batch with the fence");
             let mut sorted = batch.clone();
@@ -252,7 +264,7 @@ impl Scene {
                 }
             }
             if batch.contains(&fence) {
-                return seen;
+                return;
             }
         }
     }
