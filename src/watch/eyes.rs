@@ -150,7 +150,12 @@ impl Eyes {
         if let Some(inotify) = &self.inotify {
             let directories = inotify.directories();
             let also = if self.poll.is_empty() { "" } else { ", some polled" };
-            return format!("inotify, {directories} director{}{also}", if directories == 1 { "y" } else { "ies" });
+            return match directories {
+                // Named files only.
+                0 => format!("inotify{also}"),
+                1 => format!("inotify, 1 directory{also}"),
+                n => format!("inotify, {n} directories{also}"),
+            };
         }
         "polling".into()
     }
