@@ -16,11 +16,11 @@ pub(crate) struct Debounce {
 }
 
 /// Changes this far apart are not a burst: longer than the longest pause, which would end its own burst otherwise.
-const APART: Duration = Duration::from_millis(10);
+const APART: Duration = Duration::from_millis(20);
 /// So many in a row are looked at as they come: a single save must be reported to the point.
 const PROMPT: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_micros(250);
-const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
 impl Debounce {
     pub(crate) fn new(quiet: Duration, cap: Duration) -> Debounce {

@@ -52,6 +52,29 @@ fn debounce_every_sequence_of_eight_steps() {
 }
 
 #[test]
+fn debounce_reads_late_in_a_burst_only_and_never_past_the_deadline() {
+    let mut debounce = Debounce::new(50 * MS, 100 * MS);
+    let mut now = Duration::from_secs(1);
+    let mut pauses = Vec::new();
+    for _ in 0..16 {
+        debounce.change(now);
+        pauses.push(debounce.pause(now).as_micros());
+        now += MS;
+    }
+    assert_eq!(pauses, [0, 0, 0, 0, 0, 0, 250, 500, 1000, 2000, 4000, 8000, 10000, 10000, 10000, 10000]);
+    // 99 ms after the first change the cap is near.
+    now += 83 * MS;
+    debounce.change(now);
+    assert_eq!(debounce.pause(now), Duration::ZERO, "they are apart: no burst");
+    for _ in 0..16 {
+        debounce.change(now);
+    }
+    assert_eq!(debounce.pause(now), MS);
+    assert!(debounce.fire(now + MS));
+    assert_eq!(debounce.pause(now + MS), Duration::ZERO);
+}
+
+#[test]
 fn difference_names_what_came_went_and_changed() {
     let list =
         |items: &[(&str, u64)]| items.iter().map(|(n, s)| (n.as_bytes().into(), *s)).collect::<Vec<(Name, u64)>>();
