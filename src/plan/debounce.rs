@@ -29,8 +29,11 @@ impl Debounce {
 
     /// Something changed.
     pub(crate) fn change(&mut self, now: Moment) {
-        let (first, last) = self.open.unwrap_or((now, now));
-        self.streak = if now.saturating_sub(last) <= APART { self.streak.saturating_add(1) } else { 0 };
+        let first = self.open.map_or(now, |(first, _)| first);
+        self.streak = match self.open {
+            Some((_, last)) if now.saturating_sub(last) <= APART => self.streak.saturating_add(1),
+            _ => 0,
+        };
         self.open = Some((first, now));
     }
 
