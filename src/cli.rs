@@ -3,13 +3,15 @@
 //! Words are bytes and stay bytes: a path or an argument of COMMAND need not be UTF-8. Options follow getopt_long(3):
 //! `--workers 2`, `--workers=2`, `-w 2`, `-w2`, `-rv`; the last of a repeated option counts, where it does not collect.
 
+mod args;
 mod help;
 pub(crate) mod show;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use args::{Args, Word};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ pub(crate) enum Task {
     Tell(&'static str),
     Run(Run),
     Watch(Watch),
+    Reload(Reload),
 }
 
 /// Why the arguments make no sense, naming the bad one.
@@ -32,7 +35,7 @@ type Result<T> = std::result::Result<T, Usage>;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Timing {
     pub(crate) quiet: Duration,
-    cap: Option<Duration>,
+    pub(crate) cap: Option<Duration>,
     pub(crate) poll: Option<Duration>,
 }
 
@@ -47,10 +50,25 @@ pub(crate) struct Run {
     pub(crate) include: Vec<String>,
     pub(crate) exclude: Vec<String>,
     pub(crate) timing: Timing,
+    pub(crate) overlap: bool,
     pub(crate) shutdown_timeout: Duration,
+    pub(crate) boot_timeout: Duration,
+    /// `None`: COMMAND says it by itself.
+    pub(crate) ready: Option<Duration>,
+    pub(crate) check: Option<OsString>,
+    pub(crate) stop_signal: Option<i32>,
+    pub(crate) status_file: Option<PathBuf>,
     /// Above 0: more lines; below: fewer.
     pub(crate) verbosity: i8,
     pub(crate) command: Vec<OsString>,
+}
+
+/// Whom to ask for a reload.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Reload {
+    Pid(u32),
+    /// Whoever writes this file; wait so long for the outcome?
+    Status(PathBuf, Option<Duration>),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -80,7 +98,7 @@ pub(crate) enum Filter {
 
 /// Reads everything after the command's own name.
 pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task> {
-    let mut args = Args { words: words.into_iter().collect::<Vec<_>>().into_iter(), ..Args::default() };
+    let mut args = Args::new(words);
     match args.next()? {
         Some(Word::Option) => match common(&args.option, help::ALL) {
             Some(task) => Ok(task),
@@ -88,10 +106,11 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task> {
         },
         Some(Word::Plain(word)) if word == "run" => run(&mut args),
         Some(Word::Plain(word)) if word == "watch" => watch(&mut args),
+        Some(Word::Plain(word)) if word == "reload" => reload(&mut args),
         Some(Word::Plain(word)) => {
-            Err(Usage(format!("`{}` is neither `run` nor `watch`", show::line(word.as_bytes()))))
+            Err(Usage(format!("`{}` is neither `run`, `watch` nor `reload`", show::line(word.as_bytes()))))
         }
-        Some(Word::Dashes) | None => Err(Usage("`run` or `watch` is missing".into())),
+        Some(Word::Dashes) | None => Err(Usage("`run`, `watch` or `reload` is missing".into())),
     }
 }
 
@@ -111,7 +130,13 @@ fn run(args: &mut Args) -> Result<Task> {
         include: Vec::new(),
         exclude: Vec::new(),
         timing: Timing::default(),
+        overlap: false,
         shutdown_timeout: Duration::from_secs(10),
+        boot_timeout: Duration::from_secs(30),
+        ready: Some(Duration::from_secs(1)),
+        check: None,
+        stop_signal: None,
+        status_file: None,
         verbosity: 0,
         command: Vec::new(),
     };
@@ -140,6 +165,19 @@ fn run(args: &mut Args) -> Result<Task> {
             "--reload-include" => run.include.push(args.text()?),
             "--reload-exclude" => run.exclude.push(args.text()?),
             "--shutdown-timeout" => run.shutdown_timeout = args.seconds()?,
+            "--boot-timeout" => run.boot_timeout = args.seconds()?,
+            "--handover" => {
+                let overlap = |text: &str| match text {
+                    "drain-first" => Some(false),
+                    "overlap" => Some(true),
+                    _ => None,
+                };
+                run.overlap = args.parsed("is neither `drain-first` nor `overlap`", overlap)?;
+            }
+            "--ready" => run.ready = args.ready()?,
+            "--check" => run.check = Some(args.value()?),
+            "--stop-signal" => run.stop_signal = Some(args.signal()?),
+            "--status-file" => run.status_file = Some(args.value()?.into()),
             "-v" => run.verbosity = 1,
             "-q" => run.verbosity = -1,
             _ if args.timing(&mut run.timing)? => {}
@@ -210,6 +248,38 @@ fn watch(args: &mut Args) -> Result<Task> {
     Ok(Task::Watch(Watch { paths, output, filter, timing, follow }))
 }
 
+fn reload(args: &mut Args) -> Result<Task> {
+    let (mut pid, mut status, mut wait, mut timeout) = (None, None, false, None);
+    while let Some(word) = args.next()? {
+        if let Word::Plain(word) = word {
+            return Err(Usage(format!("`{}` is one word too many", show::line(word.as_bytes()))));
+        }
+        let option = args.option.clone();
+        match option.as_str() {
+            "--pid" => {
+                pid = Some(args.parsed("is not a process's number", |text| text.parse().ok().filter(|pid| *pid > 0))?);
+            }
+            "--status-file" => status = Some(PathBuf::from(args.value()?)),
+            "--wait" => wait = true,
+            "--timeout" => timeout = Some(args.seconds()?),
+            option => match common(option, help::RELOAD) {
+                Some(task) => return Ok(task),
+                None => return Err(args.unknown()),
+            },
+        }
+    }
+    match (pid, status) {
+        (Some(_), Some(_)) => Err(Usage("`--pid` and `--status-file` exclude each other".into())),
+        (None, None) => Err(Usage("`--pid` or `--status-file` is missing".into())),
+        (Some(_), None) if wait => Err(Usage("`--wait` needs `--status-file`: a signal has no answer".into())),
+        (Some(pid), None) => Ok(Task::Reload(Reload::Pid(pid))),
+        (None, Some(_)) if timeout.is_some() && !wait => Err(Usage("`--timeout` goes with `--wait`".into())),
+        (None, Some(path)) => {
+            Ok(Task::Reload(Reload::Status(path, wait.then(|| timeout.unwrap_or(Duration::from_secs(60))))))
+        }
+    }
+}
+
 impl Default for Timing {
     fn default() -> Timing {
         Timing { quiet: Duration::from_millis(50), cap: None, poll: None }
@@ -227,118 +297,5 @@ impl Timing {
             true => Err(Usage("`--debounce-max` is shorter than `--debounce`".into())),
             false => Ok(()),
         }
-    }
-}
-
-enum Word {
-    /// Its name is in `Args::option`.
-    Option,
-    Plain(OsString),
-    Dashes,
-}
-
-/// The argument loop.
-#[derive(Default)]
-struct Args {
-    words: std::vec::IntoIter<OsString>,
-    /// The option being read, as the user wrote it: `--bind` or `-b`.
-    option: String,
-    /// What stands behind `=`.
-    attached: Option<OsString>,
-    /// What stands behind a short option in the same word: its value, or more short options.
-    cluster: Vec<u8>,
-}
-
-impl Args {
-    fn next(&mut self) -> Result<Option<Word>> {
-        if self.attached.is_some() {
-            return Err(Usage(format!("`{}` takes no value", self.option)));
-        }
-        if self.cluster.is_empty() {
-            let Some(word) = self.words.next() else { return Ok(None) };
-            match word.as_bytes() {
-                b"--" => return Ok(Some(Word::Dashes)),
-                [b'-', b'-', ..] => {
-                    let mut parts = word.as_bytes().splitn(2, |byte| *byte == b'=');
-                    self.option = show::line(parts.next().unwrap_or_default());
-                    self.attached = parts.next().map(|value| OsStr::from_bytes(value).to_owned());
-                    return Ok(Some(Word::Option));
-                }
-                [b'-', rest @ ..] if !rest.is_empty() => self.cluster = rest.to_vec(),
-                _ => return Ok(Some(Word::Plain(word))),
-            }
-        }
-        self.option = show::line(&[b'-', self.cluster.remove(0)]);
-        Ok(Some(Word::Option))
-    }
-
-    fn unknown(&self) -> Usage {
-        Usage(format!("unknown option `{}`", self.option))
-    }
-
-    fn value(&mut self) -> Result<OsString> {
-        let attached = self.attached.take();
-        let value = match std::mem::take(&mut self.cluster) {
-            cluster if cluster.is_empty() => attached.or_else(|| self.words.next()),
-            cluster => Some(OsString::from_vec(cluster)),
-        };
-        value.ok_or_else(|| Usage(format!("`{}` needs a value", self.option)))
-    }
-
-    fn bad(&self, value: &OsStr, why: &str) -> Usage {
-        Usage(format!("{}: `{}` {why}", self.option, show::line(value.as_bytes())))
-    }
-
-    fn text(&mut self) -> Result<String> {
-        self.value()?.into_string().map_err(|value| self.bad(&value, "is not UTF-8"))
-    }
-
-    fn parsed<T>(&mut self, why: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {
-        let text = self.text()?;
-        parse(&text).ok_or_else(|| self.bad(text.as_ref(), why))
-    }
-
-    fn milliseconds(&mut self, least: u32) -> Result<Duration> {
-        let why = format!("is not a number of milliseconds from {least} to {}", u32::MAX);
-        let ms: u32 = self.parsed(&why, |text| text.parse().ok().filter(|ms| *ms >= least))?;
-        Ok(Duration::from_millis(ms.into()))
-    }
-
-    fn seconds(&mut self) -> Result<Duration> {
-        let most = Duration::from_secs(u32::MAX.into());
-        let duration = |text: &str| Duration::try_from_secs_f64(text.parse().ok()?).ok().filter(|d| *d <= most);
-        self.parsed("is not a number of seconds, like 10 or 0.5", duration)
-    }
-
-    /// `NAME=ADDR`: a name holds neither `:` nor `/`, so that `unix:PATH,mode=0660` has none.
-    fn bind(&mut self) -> Result<(String, String)> {
-        let text = self.text()?;
-        match text.split_once('=').filter(|(name, _)| !name.contains([':', '/'])) {
-            Some(("", _)) => Err(self.bad(text.as_ref(), "has an empty NAME")),
-            Some((name, addr)) => Ok((name.into(), addr.into())),
-            None => Ok((String::new(), text)),
-        }
-    }
-
-    /// `py,rs`, also as `.py,.rs`.
-    fn extensions(&mut self) -> Result<Vec<String>> {
-        let list = |text: &str| {
-            let words: Vec<&str> = text.split(',').map(|word| word.strip_prefix('.').unwrap_or(word)).collect();
-            let good = |word: &&str| !word.is_empty() && !word.contains(['/', '*', '?']);
-            words.iter().all(good).then(|| words.into_iter().map(str::to_owned).collect())
-        };
-        self.parsed("is not a list of extensions, like py,rs", list)
-    }
-
-    /// Options that `run` and `watch` share; `false`: another one.
-    fn timing(&mut self, timing: &mut Timing) -> Result<bool> {
-        match self.option.as_str() {
-            "--debounce" => timing.quiet = self.milliseconds(0)?,
-            "--debounce-max" => timing.cap = Some(self.milliseconds(0)?),
-            "--poll" if self.attached.is_some() => timing.poll = Some(self.milliseconds(1)?),
-            "--poll" => timing.poll = Some(Duration::from_secs(1)),
-            _ => return Ok(false),
-        }
-        Ok(true)
     }
 }

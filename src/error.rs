@@ -12,6 +12,7 @@ pub(crate) enum Op {
     Watch,
     Exec,
     Signals,
+    Ask,
     Boot,
     Command,
 }
@@ -52,7 +53,7 @@ impl Error {
             Op::Bind => 4,
             Op::Command if self.cause.kind() == io::ErrorKind::NotFound => 127,
             Op::Command => 126,
-            Op::Watch | Op::Exec | Op::Signals => 1,
+            Op::Watch | Op::Exec | Op::Signals | Op::Ask => 1,
         }
     }
 }
@@ -65,6 +66,7 @@ impl fmt::Display for Error {
             Op::Watch => "cannot watch",
             Op::Exec => "cannot execute",
             Op::Signals => "cannot set up signals",
+            Op::Ask => "cannot ask",
             Op::Boot => "cannot boot",
             Op::Command => "cannot execute",
         };

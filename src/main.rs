@@ -1,9 +1,10 @@
-//! The command: `refork run` and `refork watch`, on the library's public API alone.
+//! The command: `refork run`, `refork watch` and `refork reload`, on the library's public API alone.
 
 mod cli;
+mod reload;
 
 use cli::{show, Filter, Output, Task, Timing};
-use refork::{Backend, FileChangeWatcher, Level, Master, Trouble};
+use refork::{Backend, FileChangeWatcher, Handover, Level, Master, Ready, Trouble};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         Ok(Task::Tell(text)) => Ok(print(text).map_or_else(unread, |()| ExitCode::SUCCESS)),
         Ok(Task::Run(run)) => self::run(run),
         Ok(Task::Watch(watch)) => self::watch(watch),
+        Ok(Task::Reload(reload)) => reload::run(reload),
         Err(usage) => {
             complain(&format!("{}; try --help", usage.0));
             return ExitCode::from(2);
@@ -73,12 +75,26 @@ fn run(run: cli::Run) -> refork::Result<ExitCode> {
     for glob in run.exclude {
         master = master.exclude(glob);
     }
+    if run.overlap {
+        master = master.handover(Handover::Overlap);
+    }
+    if let Some(check) = run.check {
+        master = master.check_command(check);
+    }
+    if let Some(signal) = run.stop_signal {
+        master = master.stop_signal(signal);
+    }
+    if let Some(path) = run.status_file {
+        master = master.status_file(path);
+    }
     let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
     master
         .workers(run.workers.unwrap_or_else(cpus))
         .debounce(run.timing.quiet, run.timing.cap())
         .backend(backend(&run.timing))
         .shutdown_timeout(run.shutdown_timeout)
+        .boot_timeout(run.boot_timeout)
+        .ready(run.ready.map_or(Ready::Notify, Ready::After))
         .run_command(run.command)?;
     Ok(ExitCode::SUCCESS)
 }

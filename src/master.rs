@@ -168,6 +168,19 @@ impl fmt::Debug for Master {
     }
 }
 
+/// Asks the master with this pid to reload: SIGHUP, as kill(1) sends it. It says nothing of the outcome; the status file
+/// does ([`Master::status_file`]).
+///
+/// # Errors
+///
+/// No such process (ESRCH), or one that is not ours to signal (EPERM). Whether it is a master cannot be known: a process
+/// that does not handle SIGHUP ends.
+pub fn reload(pid: u32) -> Result<()> {
+    // What does not fit is nobody's.
+    let asked = sys::process::hang_up(i32::try_from(pid).unwrap_or(0));
+    asked.map_err(|e| Error::new(Op::Ask, format!("process {pid}"), e))
+}
+
 impl Default for Master {
     fn default() -> Master {
         Master::new()

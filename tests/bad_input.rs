@@ -50,7 +50,16 @@ const CASES: &[Case] = &[
     ("refork run", "COMMAND is missing", Ends(2)),
     ("refork run ''", "COMMAND is empty", Ends(2)),
     ("refork run --frobnicate sleep 1000", "unknown option `--frobnicate`", Ends(2)),
-    ("refork", "`run` or `watch` is missing", Ends(2)),
+    ("refork", "`run`, `watch` or `reload` is missing", Ends(2)),
+    ("refork run --handover none sleep 1000", "`none` is neither `drain-first` nor `overlap`", Ends(2)),
+    ("refork run --stop-signal KIL sleep 1000", "--stop-signal: `KIL` is not a signal", Ends(2)),
+    // Whom to ask.
+    ("refork reload", "`--pid` or `--status-file` is missing", Ends(2)),
+    ("refork reload --pid 2147483647", "cannot ask `process 2147483647`: No such process", Ends(1)),
+    ("refork reload --pid 4294967295", "cannot ask `process 4294967295`: No such process", Ends(1)),
+    ("refork reload --status-file @dir/none", "none: No such file or directory", Ends(1)),
+    ("refork reload --status-file @dir/text --wait", "text is not a status file of refork", Ends(1)),
+    ("refork reload --status-file @dir --wait", "cannot read @dir: Is a directory", Ends(1)),
     // COMMAND.
     ("refork run -b unix:@dir/s none", "cannot execute `none`: no such file, neither here nor in PATH", Ends(127)),
     ("refork run -b unix:@dir/s @dir/none", "none`: no such file", Ends(127)),

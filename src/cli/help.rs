@@ -5,8 +5,9 @@ refork: pre-fork servers that reload themselves
 
   refork run [OPTIONS] [--] COMMAND [ARG]...      run COMMAND as workers with inherited sockets; reload, respawn, drain
   refork watch [OPTIONS] [PATH]... [-- CMD...]    print what the file watcher sees, or run CMD after each change
+  refork reload (--pid PID | --status-file PATH)  ask a running master to reload, and wait for the outcome
 
-  -h, --help       after `run` or `watch`: its options, signals and exit codes
+  -h, --help       after `run`, `watch` or `reload`: its options, signals and exit codes
   -V, --version
 ";
 
@@ -27,7 +28,13 @@ REFORK_GENERATION. It should end on SIGTERM when it has answered what it accepte
       --debounce MS          a change is complete after this time of quiet [50]
       --debounce-max MS      or at the latest after this time [1600]
       --poll[=MS]            look at the files instead of waiting for the kernel's word; how often [1000]
+      --handover drain-first|overlap  end the old workers first, or only when all the new ones are ready [drain-first]
+      --ready SECS|notify    a worker is ready when it has lived so long, or says READY=1 to NOTIFY_SOCKET [1]
+      --check CMD            a shell command that must succeed before a reload goes on
+      --boot-timeout SECS    how long a new generation may take to be ready; then the old one stays [30]
       --shutdown-timeout SECS  how long workers may go on answering after SIGTERM, then SIGKILL; like 10 or 0.5 [10]
+      --stop-signal SIG      what tells COMMAND to drain and end [TERM]
+      --status-file PATH     where to say what goes on, for `refork reload` and for scripts
   -v                         say more: each worker's life
   -q                         say less: warnings and errors
   -h, --help
@@ -67,4 +74,22 @@ missed, then the changed paths of each batch on standard output, one line a batc
 
 Ends on SIGINT and SIGTERM, and with 0 when nobody reads its output any more. Exit codes: 1 the watcher has ended;
 2 usage; 128+n ended by signal n.
+";
+
+pub(crate) const RELOAD: &str = "\
+refork reload --pid PID
+refork reload --status-file PATH [--wait] [--timeout SECS]
+
+Asks a master to reload: SIGHUP. With a status file (see `refork run --status-file`), only if the process that wrote
+it still lives.
+
+      --pid PID           the master
+      --status-file PATH  the file that the master writes
+      --wait              wait until the reload has ended, and print how
+      --timeout SECS      how long [60]
+  -h, --help
+  -V, --version
+
+Exit codes: 0 asked, or with --wait: the new generation is ready; 1 the reload was dropped, rolled back or abandoned, or
+nobody could be asked; 2 usage; 5 no outcome in time.
 ";

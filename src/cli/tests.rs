@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use std::os::unix::ffi::OsStringExt;
 
 fn words(line: &str) -> Vec<OsString> {
     line.split_whitespace().map(OsString::from).collect()
@@ -44,6 +45,23 @@ fn values_stand_behind_a_space_behind_an_equals_sign_or_in_the_same_word() {
     assert_eq!(run("-w auto c").workers, None);
     assert_eq!(run("--shutdown-timeout 0.5 c").shutdown_timeout, ms(500));
     assert_eq!((run("-v c").verbosity, run("-q c").verbosity, run("-v -q c").verbosity), (1, -1, -1));
+}
+
+#[test]
+fn how_a_reload_goes_and_whom_to_ask() {
+    let run = run("--handover overlap --ready 0.25 --check x --boot-timeout 2 --stop-signal SIGINT --status-file s c");
+    assert_eq!((run.overlap, run.ready, run.check), (true, Some(ms(250)), Some("x".into())));
+    assert_eq!((run.boot_timeout, run.stop_signal, run.status_file), (ms(2000), Some(2), Some("s".into())));
+    assert_eq!(self::run("--ready notify --stop-signal 12 c").ready, None);
+    assert_eq!((self::run("c").ready, self::run("c").overlap), (Some(ms(1000)), false));
+    let reload = |line: &str| match parse(words(&format!("reload {line}"))) {
+        Ok(Task::Reload(reload)) => reload,
+        other => panic!("{line}: {other:?}"),
+    };
+    assert_eq!(reload("--pid 7"), Reload::Pid(7));
+    assert_eq!(reload("--status-file s"), Reload::Status("s".into(), None));
+    assert_eq!(reload("--status-file s --wait"), Reload::Status("s".into(), Some(ms(60_000))));
+    assert_eq!(reload("--status-file s --wait --timeout .5"), Reload::Status("s".into(), Some(ms(500))));
 }
 
 #[test]
@@ -120,7 +138,8 @@ fn help_and_version_go_first() {
     }
     assert_eq!(tell("watch --help"), help::WATCH);
     assert_eq!(tell("--version"), format!("refork {}\n", env!("CARGO_PKG_VERSION")));
-    for text in [help::ALL, help::RUN, help::WATCH] {
+    assert_eq!(tell("reload -h"), help::RELOAD);
+    for text in [help::ALL, help::RUN, help::WATCH, help::RELOAD] {
         assert!(text.lines().all(|line| line.len() <= 132), "{text}");
     }
 }
@@ -128,9 +147,9 @@ fn help_and_version_go_first() {
 #[test]
 fn complaints_name_the_bad_argument() {
     for (line, expected) in [
-        ("", "`run` or `watch` is missing"),
-        ("--", "`run` or `watch` is missing"),
-        ("serve x", "`serve` is neither `run` nor `watch`"),
+        ("", "`run`, `watch` or `reload` is missing"),
+        ("--", "`run`, `watch` or `reload` is missing"),
+        ("serve x", "`serve` is neither `run`, `watch` nor `reload`"),
         ("--workers 2 run", "unknown option `--workers`"),
         ("run", "COMMAND is missing"),
         ("run --", "COMMAND is missing"),
@@ -141,7 +160,18 @@ fn complaints_name_the_bad_argument() {
         ("run -w -1 c", "-w: `-1` is neither"),
         ("run --workers= c", "--workers: `` is neither"),
         ("run --reload=yes c", "`--reload` takes no value"),
-        ("run --handover overlap c", "unknown option `--handover`"),
+        ("run --handover both c", "--handover: `both` is neither `drain-first` nor `overlap`"),
+        ("run --ready soon c", "--ready: `soon` is not a number of seconds, like 10 or 0.5, nor `notify`"),
+        ("run --boot-timeout x c", "--boot-timeout: `x` is not a number of seconds"),
+        ("run --stop-signal TREM c", "--stop-signal: `TREM` is not a signal, like TERM or 15"),
+        ("run --stop-signal 0 c", "--stop-signal: `0` is not a signal"),
+        ("reload", "`--pid` or `--status-file` is missing"),
+        ("reload --pid 1 --status-file x", "`--pid` and `--status-file` exclude each other"),
+        ("reload --pid 0", "--pid: `0` is not a process's number"),
+        ("reload --pid -1", "--pid: `-1` is not a process's number"),
+        ("reload --pid 1 --wait", "`--wait` needs `--status-file`"),
+        ("reload --status-file x --timeout 1", "`--timeout` goes with `--wait`"),
+        ("reload 7", "`7` is one word too many"),
         ("run -rx c", "unknown option `-x`"),
         ("run -b =:80 c", "-b: `=:80` has an empty NAME"),
         ("run --shutdown-timeout -1 c", "--shutdown-timeout: `-1` is not a number of seconds"),

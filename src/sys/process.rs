@@ -277,6 +277,15 @@ pub(crate) fn kill(pid: Pid, signal: libc::c_int) -> io::Result<()> {
     cvt(unsafe { libc::kill(pid.0, signal) }).map(drop)
 }
 
+/// kill(2), SIGHUP for another process that is a master. ESRCH: there is none; EPERM: it is somebody else's.
+pub(crate) fn hang_up(pid: libc::pid_t) -> io::Result<()> {
+    if pid < 1 {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    // SAFETY: no pointers; `pid` is positive, so it names one process.
+    cvt(unsafe { libc::kill(pid, libc::SIGHUP) }).map(drop)
+}
+
 /// kill(2) for the worker's process group, which has its pid as number while the worker is not reaped.
 pub(crate) fn kill_group(pid: Pid, signal: libc::c_int) -> io::Result<()> {
     // SAFETY: no pointers; `pid` is > 1, so that this is neither "all processes" nor our own group.

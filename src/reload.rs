@@ -1,0 +1,156 @@
+//! `refork reload`: asks a master, and waits for what comes of it.
+
+use crate::cli::{show, Reload};
+use refork::{Backend, FileChangeWatcher, Level};
+use std::fmt::Display;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::mpsc::{channel, RecvTimeoutError};
+use std::time::Duration;
+
+/// How often the master is asked for, which writes nothing when it is killed.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What the status file says: see `refork::Master::status_file`.
+struct Status {
+    pid: u32,
+    start_time: String,
+    reload: u64,
+    generation: u64,
+    state: String,
+    last_error: String,
+}
+
+impl Status {
+    fn read(path: &Path) -> Result<Status, String> {
+        let shown = show::line(path.as_os_str().as_encoded_bytes());
+        let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {shown}: {e}"))?;
+        Status::parse(&text).ok_or_else(|| format!("{shown} is not a status file of refork"))
+    }
+
+    fn parse(text: &str) -> Option<Status> {
+        let value = |key: &str| {
+            let lines = text.lines().filter_map(|line| line.split_once('='));
+            let quoted = lines.into_iter().find(|(name, _)| *name == key)?.1;
+            // As a shell reads it: single quotes, and a quote in them as '\\''.
+            Some(quoted.strip_prefix('\'')?.strip_suffix('\'')?.replace(r"'\''", "'"))
+        };
+        Some(Status {
+            pid: value("pid")?.parse().ok().filter(|pid| *pid > 0)?,
+            start_time: value("start_time")?,
+            reload: value("reload")?.parse().ok()?,
+            generation: value("generation")?.parse().ok()?,
+            state: value("state")?,
+            last_error: value("last_error")?,
+        })
+    }
+
+    /// Does the process that wrote it live? Another one may have got its number.
+    fn lives(&self) -> bool {
+        // Without a start time (no /proc) the signal itself finds out.
+        self.start_time.is_empty() || start_time(self.pid).is_some_and(|time| time == self.start_time)
+    }
+}
+
+/// proc(5), field 22 of stat. The name before it may contain anything.
+fn start_time(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    // A zombie is nobody any more.
+    let alive = fields.next()? != "Z";
+    fields.nth(18).filter(|_| alive).map(str::to_owned)
+}
+
+/// Asks, and says in one line what came of it; the exit code.
+pub(crate) fn run(reload: Reload) -> refork::Result<ExitCode> {
+    // Only our own words.
+    refork::log_level(Level::Error);
+    let said = match reload {
+        Reload::Pid(pid) => refork::reload(pid).map(|()| (0, format!("asked process {pid} to reload")))?,
+        Reload::Status(path, None) => match ask(&path) {
+            Ok(status) => (0, format!("asked process {} to reload", status.pid)),
+            Err(why) => (1, why),
+        },
+        Reload::Status(path, Some(timeout)) => wait(&path, timeout)?,
+    };
+    let (code, text) = said;
+    match code {
+        0 => println!("{text}"),
+        _ => eprintln!("refork: {text}"),
+    }
+    Ok(ExitCode::from(code))
+}
+
+fn ask(path: &Path) -> Result<Status, String> {
+    let status = Status::read(path)?;
+    let gone = || format!("the master that wrote {} is gone", show::line(path.as_os_str().as_encoded_bytes()));
+    if !status.lives() {
+        return Err(gone());
+    }
+    let text = |e: &dyn Display| e.to_string();
+    refork::reload(status.pid).map_err(|e| text(&e))?;
+    Ok(status)
+}
+
+/// Armed first, then read: no state is missed. One reload at a time has a number, so one that runs already is waited for.
+fn wait(path: &Path, timeout: Duration) -> refork::Result<(u8, String)> {
+    let (send, changed) = channel();
+    let mut watcher = FileChangeWatcher::new([path], move |_: &[std::path::PathBuf]| {
+        let _ = send.send(());
+    })
+    .debounce(Duration::ZERO, Duration::ZERO)
+    .backend(Backend::Auto);
+    watcher.start()?;
+    let until = refork::monotonic() + timeout;
+    let mut asked: Option<Status> = None;
+    loop {
+        let status = match Status::read(path) {
+            Ok(status) => status,
+            Err(why) => return Ok((1, why)),
+        };
+        if !status.lives() || status.state == "stopped" {
+            return Ok((1, format!("the master (process {}) has ended", status.pid)));
+        }
+        match &asked {
+            None if status.state != "reloading" => match ask(path) {
+                Ok(status) => asked = Some(status),
+                Err(why) => return Ok((1, why)),
+            },
+            Some(before) if status.reload > before.reload && status.state != "reloading" => {
+                let (reload, error) = (status.reload, &status.last_error);
+                return Ok(match error.is_empty() {
+                    true => (0, format!("reload #{reload}: generation {} is ready", status.generation)),
+                    false => (1, format!("reload #{reload} has failed: {error}")),
+                });
+            }
+            None | Some(_) => {}
+        }
+        let left = until.saturating_sub(refork::monotonic());
+        if left.is_zero() {
+            let what = if asked.is_some() { "no outcome" } else { "another reload runs" };
+            return Ok((5, format!("{what} after {} ms", timeout.as_millis())));
+        }
+        match changed.recv_timeout(left.min(LOOK)) {
+            Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok((1, "the watcher has ended".into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Status;
+
+    #[test]
+    fn a_status_file_is_read_as_a_shell_reads_it() {
+        let text = "pid='7'\nstart_time='12'\ngeneration='3'\nreload='2'\nstate='serving'\nworkers=''\n\
+                    last_error='it'\\''s = bad'\nimage='/x'\n";
+        let status = Status::parse(text).unwrap();
+        assert_eq!((status.pid, status.reload, status.generation), (7, 2, 3));
+        assert_eq!((status.start_time.as_str(), status.state.as_str()), ("12", "serving"));
+        assert_eq!(status.last_error, "it's = bad");
+        for bad in ["", "pid=7", "pid='0'", "pid='-1'", "pid='7'", "\0\u{fffd}", &text.replace("'2'", "'x'")] {
+            assert!(Status::parse(bad).is_none(), "{bad}");
+        }
+    }
+}
