@@ -66,7 +66,7 @@ fn twenty_saves_in_a_burst_are_one_reload_and_the_last_serves() {
 #[test]
 fn what_is_being_answered_is_finished_first() {
     let dir = Dir::new();
-    let (mut proc, addr) = probe(&dir, &[]);
+    let (mut proc, addr) = probe(&dir, &["workers=2"]);
     let fifo = dir.str("fifo");
     sh(&format!("mkfifo {fifo}"), "");
     let path = format!("/fifo{fifo}");
@@ -78,7 +78,11 @@ fn what_is_being_answered_is_finished_first() {
     let write = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
     dir.probe("probe", "v2");
     proc.signal("HUP");
-    proc.line("draining 1 worker");
+    proc.line("draining 2 workers");
+    // The one that has nothing to do is gone: the other has been asked, too.
+    while proc.children().0.len() > 1 {
+        sh("sleep 0.01", "");
+    }
     // Queued meanwhile, for nobody accepts.
     let queued = std::thread::spawn({
         let addr = addr.clone();

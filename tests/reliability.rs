@@ -326,6 +326,24 @@ fn a_reload_asked_for_during_a_reload_happens_once_afterwards() {
 }
 
 #[test]
+fn no_edit_is_lost_whenever_the_last_save_comes() {
+    for order in ORDERS {
+        for stage in ["change: ", "checking ", "exec ", "adopted ", "ready: generation 2", "done after "] {
+            let dir = Dir::new();
+            let (mut proc, addr) = probe(&dir, &["workers=2", "watch=executable", order]);
+            let load = Load::start(&addr);
+            dir.probe("probe", "v2");
+            proc.line(&format!("reload #1: {stage}"));
+            dir.probe("probe", "v3");
+            load.until("tag=v3");
+            load.stop();
+            assert_eq!(field(&get(&addr, "/").unwrap(), "ppid"), proc.pid().to_string());
+            proc.stop();
+        }
+    }
+}
+
+#[test]
 fn a_thousand_signals_are_a_few_reloads() {
     for order in ORDERS {
         let dir = Dir::new();

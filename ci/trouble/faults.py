@@ -10,7 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from service import Broken, Client, Service, get, stat, until
+from service import Broken, Client, Service, gone, until
 
 N = int(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1].isdigit() else 2
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 and sys.argv[2].isdigit() else time.time_ns() % 1_000_000
@@ -29,7 +29,7 @@ def stopped(s, chance, number):
     family = s.family()
     s.signal(number)
     s.ends(2 + 2)  # the drain limit and the boot of an image that must still hear of it
-    until("all workers are gone", lambda: all(not stat(p) or stat(p)[2] != t for p, t in family.items()), 5)
+    until("all workers are gone", lambda: gone(family), 5)
 
 
 def term(s, chance):
@@ -67,7 +67,7 @@ def master_killed(s, chance):
     s.signal(signal.SIGKILL)
     s.ends(code=-signal.SIGKILL)
     family.update({p: t for p, t in s.family().items()})
-    until("no orphan stays", lambda: all(not stat(p) or stat(p)[2] != t for p, t in family.items()), 8)
+    until("no orphan stays", lambda: gone(family), 8)
 
     def binds():
         with socket.socket() as listener:
@@ -263,7 +263,7 @@ def runs(job):
             row(s, chance)
             if "panicked" in s.said():
                 raise Broken("a panic")
-        except (Broken, OSError) as error:
+        except Exception as error:  # a fault of this script is a failure, too
             log = s.said() if s else ""
             bad.append(f"  run {i}: {error!r}\n    " + log.replace("\n", "\n    "))
         finally:

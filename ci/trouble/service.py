@@ -40,6 +40,10 @@ def children(pid):
     return found
 
 
+def gone(family):
+    return all((stat(pid) or (0, "", ""))[2] != start for pid, start in family.items())
+
+
 def until(what, condition, limit=CEILING):
     """Facts that no line tells."""
     end = time.monotonic() + limit
@@ -149,7 +153,8 @@ class Service:
             raise Broken(f"ended with {ended}, not {code}")
 
     def family(self):
-        return {pid: stat(pid)[2] for pid in children(self.pid) if stat(pid)}
+        """Its children and when they started: a number may be used again."""
+        return {pid: seen[2] for pid, seen in ((pid, stat(pid)) for pid in children(self.pid)) if seen}
 
     def settled(self, workers=2):
         def quiet():

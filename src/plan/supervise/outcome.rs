@@ -101,7 +101,8 @@ impl Supervise {
             }
         }));
         if !matches!(self.phase, Phase::Booting { .. }) {
-            return;
+            // Late, after this generation had been given up; one before it may still be trying, too.
+            return self.term(now, |worker| worker.generation != generation, out);
         }
         self.phase = Phase::Serving;
         if self.reload > 0 && self.record.reload == self.reload && self.last_error.is_empty() {

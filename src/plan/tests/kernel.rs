@@ -320,6 +320,11 @@ impl World {
         if matches!(phase, "Booting" | "Looking" | "Checking") && deadline.is_none() {
             return Err("waiting for ever".into());
         }
+        // Once this generation has taken over, nobody else is kept.
+        let kept = |proc: &&Toy| workers.iter().any(|w| w.pid == proc.pid && w.generation != self.plan.generation());
+        if phase == "Serving" && self.plan.is_good() && self.procs.iter().filter(forgotten).any(|proc| kept(&proc)) {
+            return Err("a worker of another generation that nobody ends".into());
+        }
         if phase == "Waiting" && workers.iter().all(|w| w.generation == self.plan.generation()) {
             return Err("waiting for nobody".into());
         }
