@@ -92,6 +92,14 @@ const TREE: &[Row] = &[
         ],
     ),
     row(
+        "exchanged and moved out",
+        "mkdir a b; echo 1 > a/x.py; echo 1 > b/y.py",
+        &[
+            ("EXCHANGE a b; mv a ../out/gone", "b/x.py ?a/y.py inotify:?a inotify:?b poll:a/x.py poll:b/y.py"),
+            ("echo 2 > ../out/gone/y.py; echo 2 > b/x.py", "b/x.py"),
+        ],
+    ),
+    row(
         "out of and into a hidden directory",
         "mkdir -p .h/s; echo > .h/x.py; echo > .h/s/y.py",
         &[("mv .h v", "v/x.py v/s/y.py"), ("mv v .h", "inotify:v poll:v/x.py poll:v/s/y.py"), ("echo 2 > .h/x.py", "")],
@@ -227,8 +235,10 @@ impl Scene {
         let here = self.dir.path(here);
         match script.strip_prefix("EXCHANGE ") {
             Some(names) => {
+                let (names, then) = names.split_once(';').unwrap_or((names, ""));
                 let (a, b) = names.split_once(' ').unwrap();
                 exchange(&self.root.join(a), &self.root.join(b));
+                sh(&format!("cd '{}'; {then}", here.display()), "");
             }
             None => drop(sh(&format!("cd '{}'; {script}", here.display()), "")),
         }
@@ -297,7 +307,7 @@ fn check(name: &str, backend: Backend, step: &str, wanted: &str, mut seen: BTree
     let mut missing = Vec::new();
     for word in wanted.split(' ').filter(|word| !word.is_empty()) {
         let (path, must, may) = match word.split_once(':') {
-            Some(("inotify", path)) => (path, !polls, true),
+            Some(("inotify", path)) => (path.trim_start_matches('?'), !polls && !path.starts_with('?'), true),
             Some(("poll", path)) => (path, polls, true),
             _ => (word.trim_start_matches('?'), !word.starts_with('?'), true),
         };

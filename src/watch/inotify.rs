@@ -378,25 +378,21 @@ impl Inotify {
         }
         let mut path = Vec::new();
         self.tree.path(id, &mut path);
-        match self.watch_tree(&path, false) {
-            Ok(wd) if wd == self.tree.wd(id) => {}
-            Ok(wd) => {
-                let (parent, name) = self.tree.place(id);
-                if self.tree.find(wd, parent, &name).is_some() {
-                    self.kill(id);
-                } else {
-                    // Another directory is in its place, or the same one after an unmount.
-                    self.kill(id);
-                    let id = self.tree.add(parent, &name, wd, NONE);
-                    self.walk(id, Report::All, cx);
-                }
-            }
-            Err(_) => {
-                // Files that were deleted were reported one by one; what is in a tree that was moved away was not.
-                if let Some((path, _)) = was.filter(|(path, inner)| !cx.filter.prunes(path, *inner)) {
-                    cx.batch.report(&path);
-                }
-                self.kill(id);
+        let there = self.watch_tree(&path, false);
+        if there.as_ref().is_ok_and(|wd| *wd == self.tree.wd(id)) {
+            return;
+        }
+        // Files that were deleted were reported one by one; what is in a tree that was moved away was not.
+        if let Some((path, _)) = was.filter(|(path, inner)| !cx.filter.prunes(path, *inner)) {
+            cx.batch.report(&path);
+        }
+        let (parent, name) = self.tree.place(id);
+        self.kill(id);
+        if let Ok(wd) = there {
+            // Another directory is in its place, or the same one after an unmount.
+            if self.tree.find(wd, parent, &name).is_none() {
+                let id = self.tree.add(parent, &name, wd, NONE);
+                self.walk(id, Report::All, cx);
             }
         }
     }
