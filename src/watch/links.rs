@@ -188,9 +188,10 @@ impl Inotify {
             }
         };
         match was {
+            // It may have been moved into what it leads to.
+            _ if parent != NONE && self.tree.is_loop(parent, wd) => return Target::Loop,
             Target::Dir(node) if self.tree.wd(node) == wd => return was,
-            _ if parent == NONE => {}
-            _ if self.tree.is_loop(parent, wd) || self.tree.of(wd).len() >= MOST_NAMES => return Target::Loop,
+            _ if parent != NONE && self.tree.of(wd).len() >= MOST_NAMES => return Target::Loop,
             _ => {}
         }
         let node = self.tree.add(parent, &name, wd, id);

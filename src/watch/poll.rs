@@ -189,7 +189,9 @@ impl Poll {
                     stats
                 }
                 Err(e) => {
-                    if e.kind() != io::ErrorKind::NotFound && self.unreadable.insert(path.clone()) {
+                    // Gone meanwhile, or a file by now: the next sweep sees it.
+                    let gone = matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR));
+                    if !gone && self.unreadable.insert(path.clone()) {
                         self.trouble.push(format!("cannot read {}: {e}; the rest is watched", dir::shown(path)));
                     }
                     snap.own = 0;
