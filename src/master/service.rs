@@ -78,8 +78,10 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
     let token = master.inherited.token.take();
     let mut events = VecDeque::from([Event::Start]);
     // Who died between the two images is known before any signal comes through.
-    let (mut procs, ended) = token.as_ref().map(adopt::workers).unwrap_or_default();
+    let (mut procs, mut ended) = token.as_ref().map(adopt::workers).unwrap_or_default();
     reap_workers(&mut procs, &job, &mut events);
+    // Their SIGCHLD may have been the last image's.
+    ended.retain(|pid| process::reap(*pid).is_none());
     signals.unblock();
     let adopted = std::mem::take(&mut master.inherited.listeners);
     // What a way back would need: a socket that is not wanted here is closed by its owner.

@@ -192,14 +192,20 @@ impl Proc {
         self.out.take().unwrap().join().unwrap()
     }
 
-    /// The pids of its children that are not zombies; how many are.
+    /// The pids of its children that are not zombies, the oldest first; how many are.
     pub fn children(&self) -> (Vec<u32>, usize) {
         let pid = self.pid();
         let mut live = Vec::new();
         let mut zombies = 0;
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Some(child) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // In the order in which they were forked, for a number says nothing once numbers have begun anew; elsewhere by number.
+        let listed = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let names = || std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
+        let all: Vec<u32> = match listed {
+            Ok(text) => text.split_whitespace().filter_map(|child| child.parse().ok()).collect(),
+            Err(_) => names().filter_map(|name| name.to_str()?.parse().ok()).collect(),
+        };
+        for child in all {
+            let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
             let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
             let state = fields.next();
             if fields.next() == Some(&pid.to_string()) {
