@@ -236,3 +236,15 @@ fn a_single_editor_save_does_not_trigger_multiple_reloads() {
     proc.stop();
     assert_eq!(proc.count("change: "), 1, "{}", proc.log());
 }
+
+#[test]
+fn a_callback_that_ends_the_process_leaves_its_line_behind() {
+    let dir = Dir::new();
+    sh(&format!("cp '{0}' '{1}.new' && mv '{1}.new' '{1}'", example("seed").display(), dir.str("server")), "");
+    let mut proc = Proc::start(dir.str("server"), &[&dir.save("code.py", "v1"), "dies"]);
+    serving(&mut proc);
+    dir.save("code.py", "v2");
+    assert!(!proc.end().success());
+    let line = format!("change: {}", dir.str("code.py"));
+    assert_eq!(proc.count(&line), 1, "{}", proc.log());
+}

@@ -30,7 +30,11 @@ fn main() -> std::io::Result<()> {
     let text = std::fs::read_to_string(&watched)?;
     let changed = Arc::new(AtomicBool::new(false));
     let (flag, addr) = (changed.clone(), listener.local_addr()?);
+    let dies = std::env::args().nth(2).as_deref() == Some("dies");
     let mut watcher = FileChangeWatcher::new([&watched], move |paths| {
+        if dies {
+            std::process::abort();
+        }
         eprintln!("on_change {paths:?} on {:?}", std::thread::current().name());
         flag.store(true, SeqCst);
         // The loop below sits in accept.
