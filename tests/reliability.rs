@@ -344,6 +344,43 @@ fn no_edit_is_lost_whenever_the_last_save_comes() {
 }
 
 #[test]
+fn identical_bytes_are_no_reload() {
+    if !ROLLS_BACK {
+        return; // Nothing names the running image here: it is reloaded.
+    }
+    let dir = Dir::new();
+    let image = dir.probe("probe", "v1");
+    let mut command = std::process::Command::new(image);
+    command.args(["bind=127.0.0.1:0", "watch=executable", "check=10000"]).env("REFORK_LOG", "debug");
+    let mut proc = Proc::spawn(command);
+    let addr = proc.addr();
+    proc.line("ready: generation 1");
+    let before = field(&get(&addr, "/").unwrap(), "pid");
+    dir.probe("probe", "v1");
+    proc.line("reload #1: the bytes that run already: nothing to do");
+    assert_eq!(field(&get(&addr, "/").unwrap(), "pid"), before);
+    // The next is the first.
+    dir.probe("probe", "v2");
+    proc.line("reload #1: ready: generation 2");
+    assert_eq!(tag(&addr), "v2");
+    proc.stop();
+}
+
+#[test]
+fn a_service_that_writes_what_it_watches_is_named_and_slowed_down() {
+    let dir = Dir::new();
+    let (code, server) = (dir.save("code.py", ""), dir.str("server"));
+    dir.script("server", &format!("#!/bin/sh\necho 1 >> '{code}'\nexec sleep 1000\n"));
+    let args = ["run", "--ready", "0.05", "--debounce", "20", "--reload-path", &code, "--", &server];
+    let mut proc = Proc::start(REFORK, &args);
+    let line = proc.line("changes right after each reload");
+    assert!(line.contains(&code) && line.contains("collected for 40 ms"), "{line}");
+    proc.line("collected for 80 ms");
+    assert!(proc.count(": asked for") == 0 && proc.count("reload #6: change: ") <= 1, "{}", proc.log());
+    proc.stop();
+}
+
+#[test]
 fn a_thousand_signals_are_a_few_reloads() {
     for order in ORDERS {
         let dir = Dir::new();

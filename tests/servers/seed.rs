@@ -3,7 +3,7 @@
 //! `seed WATCHED [ARGUMENT]...` listens on 127.0.0.1:0, prints what it adopted and its arguments, and answers each
 //! connection with its pid and the watched file's text as it was when this image started. A change, or the request
 //! `again`, makes it execute itself with the argument `again` added; the request `same`, with its own arguments;
-//! `nothing`, without a socket.
+//! `nothing`, without a socket. With the argument `dies` the callback ends the process.
 
 #![allow(clippy::expect_used)]
 
