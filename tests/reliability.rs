@@ -376,7 +376,6 @@ fn a_service_that_writes_what_it_watches_is_named_and_slowed_down() {
     let line = proc.line("changes right after each reload");
     assert!(line.contains(&code) && line.contains("collected for 40 ms"), "{line}");
     proc.line("collected for 80 ms");
-    assert!(proc.count(": asked for") == 0 && proc.count("reload #6: change: ") <= 1, "{}", proc.log());
     proc.stop();
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-/// A change so soon after a generation became ready (and the quiet time) may be its own doing.
+/// A change while a generation boots, or so soon after it became ready (and the quiet time), may be its own doing.
 const SOON: Duration = Duration::from_secs(2);
 /// So many in a row, by the same path, are.
 const MANY: u32 = 5;
@@ -27,11 +27,11 @@ impl Repeats {
         self.ready = Some(now);
     }
 
-    /// A change begins a reload. `base`: the quiet time that was asked for.
-    pub(crate) fn change(&mut self, now: Moment, path: &Path, base: Duration) {
+    /// A change asks for a reload, perhaps while a generation boots. `base`: the quiet time that was asked for.
+    pub(crate) fn change(&mut self, now: Moment, path: &Path, booting: bool, base: Duration) {
         let path = digest(&path.as_os_str().as_bytes().iter().map(|b| u64::from(*b)).collect::<Vec<_>>());
         // Once: a change that brought no new generation does not count for the next.
-        let soon = self.ready.take().is_some_and(|ready| now <= ready + SOON + self.quiet(base));
+        let soon = self.ready.take().is_some_and(|ready| now <= ready + SOON + self.quiet(base)) || booting;
         self.count = match soon {
             true if path == self.path => self.count.saturating_add(1),
             true => 1,

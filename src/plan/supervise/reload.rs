@@ -36,15 +36,7 @@ impl Supervise {
         let asks_exec = own || self.config.reexec;
         match &mut self.phase {
             Phase::Serving | Phase::Dormant => {
-                let before = self.repeats.quiet(self.config.quiet);
-                self.repeats.change(now, &path, self.config.quiet);
-                let quiet = self.repeats.quiet(self.config.quiet);
-                if quiet > before {
-                    out.push(Action::Say(Note::Looping { path, quiet }));
-                }
-                if quiet != before {
-                    out.push(Action::Quiet { quiet });
-                }
+                self.count_repeats(now, path, false, out);
                 self.begin_reload(now, asks_exec, own && !others, Trigger::Change, out);
             }
             // What was seen of the new code is out of date: look anew.
@@ -65,8 +57,26 @@ impl Supervise {
                 self.generation -= 1;
                 self.look(true, false, out);
             }
-            Phase::New | Phase::Booting { .. } | Phase::RollingBack => self.later(asks_exec),
+            Phase::New | Phase::Booting { .. } | Phase::RollingBack => {
+                if self.pending.is_none() {
+                    self.count_repeats(now, path, true, out);
+                }
+                self.later(asks_exec);
+            }
             Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+
+    /// A service that writes what it watches is slowed down.
+    fn count_repeats(&mut self, now: Moment, path: PathBuf, booting: bool, out: &mut Vec<Action>) {
+        let before = self.repeats.quiet(self.config.quiet);
+        self.repeats.change(now, &path, booting, self.config.quiet);
+        let quiet = self.repeats.quiet(self.config.quiet);
+        if quiet > before {
+            out.push(Action::Say(Note::Looping { path, quiet }));
+        }
+        if quiet != before {
+            out.push(Action::Quiet { quiet });
         }
     }
 
