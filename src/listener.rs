@@ -1,23 +1,22 @@
 //! Addresses, binding, and the two ends of a connection: [`Listener`] and [`Stream`].
 
-use crate::error::{Error, Op, Result};
+mod bind;
+mod stream;
+
 use crate::log;
 use crate::plan::token::{Carried, Origin};
 use crate::sys;
+pub(crate) use bind::{bind, parse};
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// A killed master's workers may still be draining: how long an address in use is tried again at the start.
-const IN_USE: Duration = Duration::from_secs(2);
-const IN_USE_STEP: Duration = Duration::from_millis(50);
-const UNIX_MODE: u32 = 0o660;
+use stream::Conn;
+pub use stream::Stream;
 
 /// One socket that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,45 +48,6 @@ impl Want {
             other => other.clone(),
         }
     }
-}
-
-/// Reads `HOST:PORT`, `:PORT`, `[v6]:PORT`, `unix:PATH[,mode=OCTAL]` or `fd://N`. `:PORT` and a host with several
-/// addresses are several sockets, which share one port.
-pub(crate) fn parse(addr: &str) -> Result<Vec<Want>> {
-    if let Some(rest) = addr.strip_prefix("unix:") {
-        let (path, mode) = match rest.rsplit_once(",mode=") {
-            Some((path, mode)) => (path, u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o777)),
-            None => (rest, Some(UNIX_MODE)),
-        };
-        let mode = mode.ok_or_else(|| Error::config(addr, "mode is not an octal number up to 777"))?;
-        if path.is_empty() {
-            return Err(Error::config(addr, "a Unix socket needs a path"));
-        }
-        return Ok(vec![Want::Unix { path: path.into(), mode }]);
-    }
-    if let Some(number) = addr.strip_prefix("fd://") {
-        let fd = number.parse().ok().filter(|fd| *fd >= 0);
-        return Ok(vec![Want::Fd(fd.ok_or_else(|| Error::config(addr, "is not a descriptor's number"))?)]);
-    }
-    let port = addr.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-    let Some((host, port)) = port else {
-        return Err(Error::config(
-            addr,
-            "is not HOST:PORT, :PORT, [v6]:PORT, unix:PATH or fd://N (PORT is 0 to 65535)",
-        ));
-    };
-    if host.is_empty() {
-        let any: [SocketAddr; 2] = [(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()];
-        return Ok(any.map(Want::Tcp).into());
-    }
-    let found = addr.to_socket_addrs().map_err(|e| Error::new(Op::Bind, addr, e))?;
-    let mut wants = Vec::new();
-    for addr in found.map(Want::Tcp) {
-        if !wants.contains(&addr) {
-            wants.push(addr);
-        }
-    }
-    Ok(wants)
 }
 
 /// A listening socket, in the master and in its workers: a plain std listener with the name it was bound under.
@@ -260,67 +220,6 @@ impl AsRawFd for Listener {
     }
 }
 
-/// Binds one address. `pause` waits a moment and says whether to give up (a signal asked to stop).
-pub(crate) fn bind(want: &Want, pause: &mut dyn FnMut(Duration) -> bool) -> Result<Listener> {
-    let attempt = || match want {
-        Want::Tcp(addr) => sys::net::bind_tcp(*addr).and_then(|fd| sys::net::listen(fd.as_fd()).map(|()| (fd, None))),
-        Want::Unix { path, mode } => bind_unix(path, *mode).map(|(fd, node)| (fd, Some(node))),
-        // A copy: whoever owns the number in this process keeps it.
-        Want::Fd(fd) => take_fd(*fd).map(|fd| (fd, None)),
-    };
-    let begun = sys::now();
-    let mut said = false;
-    loop {
-        match attempt() {
-            Ok((fd, node)) => {
-                let origin = if matches!(want, Want::Fd(_)) { Origin::Given } else { Origin::Bound };
-                let listener = Listener::from_fd(fd, origin);
-                let mut listener = listener.map_err(|e| Error::new(Op::Bind, want.request(), e))?;
-                listener.node = node;
-                return Ok(listener);
-            }
-            Err(e) => {
-                let retry = e.kind() == io::ErrorKind::AddrInUse && sys::now() < begun + IN_USE;
-                if retry && !std::mem::replace(&mut said, true) {
-                    log::warn(format!("{} is in use; trying again for {} s", want.request(), IN_USE.as_secs()));
-                }
-                if !retry || pause(IN_USE_STEP) {
-                    return Err(Error::new(Op::Bind, want.request(), e));
-                }
-            }
-        }
-    }
-}
-
-fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
-    if !sys::net::is_listening(fd)? {
-        return Err(io::Error::other("is not a listening stream socket"));
-    }
-    sys::fd::set_cloexec(fd, true)?;
-    sys::fd::duplicate(fd, 3)
-}
-
-/// Replaces a stale socket file, refuses anything else. The mode is set before anybody can connect.
-fn bind_unix(path: &Path, mode: u32) -> io::Result<(OwnedFd, (u64, u64))> {
-    let fd = match sys::net::bind_unix(path.as_os_str()) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-                return Err(io::Error::other("the path exists and is not a socket; it is left alone"));
-            }
-            if sys::net::unix_answers(path.as_os_str())? {
-                return Err(e);
-            }
-            std::fs::remove_file(path)?;
-            sys::net::bind_unix(path.as_os_str())?
-        }
-        other => other?,
-    };
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    let meta = std::fs::symlink_metadata(path)?;
-    sys::net::listen(fd.as_fd())?;
-    Ok((fd, (meta.dev(), meta.ino())))
-}
-
 /// Where a listener listens, or who a peer is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -338,139 +237,6 @@ impl fmt::Display for Addr {
             Addr::Unix(path) => {
                 let path = path.as_deref().unwrap_or(Path::new(OsStr::new("(unnamed)")));
                 write!(f, "unix:{}", log::Shown(path))
-            }
-        }
-    }
-}
-
-/// An accepted connection: blocking, close-on-exec, `Read` and `Write`.
-///
-/// Dropping it closes politely: the end of output first, then what the client sent and nobody read is read away (at most
-/// 1 MiB and half a second), then the close. Closing with unread input would reset the connection and could destroy an
-/// answer that is still on its way.
-#[derive(Debug)]
-pub struct Stream {
-    conn: Conn,
-    polite: bool,
-}
-
-#[derive(Debug)]
-enum Conn {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-/// The polite close: bytes read away at most, and how long to wait for more of them.
-const UNREAD: usize = 1 << 20;
-const LINGER: Duration = Duration::from_millis(500);
-
-impl Stream {
-    fn new(conn: Conn) -> Stream {
-        Stream { conn, polite: true }
-    }
-
-    /// The connection as a plain descriptor, for an event loop; closing it politely is then the caller's task. EMFILE.
-    pub fn into_fd(mut self) -> io::Result<OwnedFd> {
-        let fd = self.as_fd().try_clone_to_owned()?;
-        self.polite = false;
-        Ok(fd)
-    }
-
-    /// The std stream, when this is a TCP connection.
-    pub fn as_tcp(&self) -> Option<&TcpStream> {
-        match &self.conn {
-            Conn::Tcp(s) => Some(s),
-            Conn::Unix(_) => None,
-        }
-    }
-
-    /// The std stream, when this is a Unix connection.
-    pub fn as_unix(&self) -> Option<&UnixStream> {
-        match &self.conn {
-            Conn::Unix(s) => Some(s),
-            Conn::Tcp(_) => None,
-        }
-    }
-
-    /// setsockopt(2) SO_RCVTIMEO: a read waits at most this long, then fails with `WouldBlock`. `None`: for ever (default).
-    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match &self.conn {
-            Conn::Tcp(s) => s.set_read_timeout(timeout),
-            Conn::Unix(s) => s.set_read_timeout(timeout),
-        }
-    }
-
-    /// setsockopt(2) SO_SNDTIMEO: as [`Stream::set_read_timeout`], for writes.
-    pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match &self.conn {
-            Conn::Tcp(s) => s.set_write_timeout(timeout),
-            Conn::Unix(s) => s.set_write_timeout(timeout),
-        }
-    }
-
-    /// shutdown(2): ends one or both directions.
-    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        match &self.conn {
-            Conn::Tcp(s) => s.shutdown(how),
-            Conn::Unix(s) => s.shutdown(how),
-        }
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.conn {
-            Conn::Tcp(s) => s.as_fd(),
-            Conn::Unix(s) => s.as_fd(),
-        }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match &mut self.conn {
-            Conn::Tcp(s) => s.read(buf),
-            Conn::Unix(s) => s.read(buf),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match &mut self.conn {
-            Conn::Tcp(s) => s.write(buf),
-            Conn::Unix(s) => s.write(buf),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        if !self.polite || self.shutdown(Shutdown::Write).is_err() {
-            return;
-        }
-        let (mut buf, mut total, mut until) = ([0; 16 * 1024], 0, None);
-        while total < UNREAD {
-            match sys::fd::recv_now(self.as_fd(), &mut buf) {
-                Ok(0) => return,
-                Ok(n) => {
-                    // Only a client that sends more than was read is waited for.
-                    total += n;
-                    until.get_or_insert_with(|| sys::now() + LINGER);
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    let left = until.and_then(|until: Duration| until.checked_sub(sys::now()));
-                    let Some(left) = left.filter(|left| !left.is_zero()) else { return };
-                    if sys::fd::poll(&mut [sys::fd::interest(Some(self.as_fd()))], Some(left)).is_err() {
-                        return;
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
             }
         }
     }

@@ -1,22 +1,25 @@
 //! The builder; what it builds runs in `service`.
 
+mod command;
+mod options;
 mod service;
 mod signals;
 mod sockets;
 mod watching;
 
 use crate::error::{Error, Op, Result};
-use crate::handoff::{self, Image, Inherited};
+use crate::handoff::{Image, Inherited};
 use crate::listener::{self, Listener, Want};
 use crate::log::{self, Level, Sink};
 use crate::sys;
-use crate::sys::process::Program;
 use crate::watch::Backend;
 use crate::worker::Worker;
+use command::Command;
+pub use options::{Handover, Ready};
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,81 +46,10 @@ struct Watch {
     backend: Backend,
 }
 
-/// In which order the generations change.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Handover {
-    /// The old workers drain first, then the new ones start: never two generations in memory. New connections wait in
-    /// the listen queue meanwhile. The default.
-    #[default]
-    DrainFirst,
-    /// The new workers start beside the old ones, which are drained once all of the new are ready: no moment without a
-    /// worker that accepts, and twice the memory for a while.
-    Overlap,
-}
-
-/// When a worker that executes a program counts as ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ready {
-    /// It has lived this long. The default: one second.
-    After(Duration),
-    /// It has sent `READY=1` to the datagram socket named by `NOTIFY_SOCKET`, as sd_notify(3) does.
-    Notify,
-}
-
 /// What the workers run.
 enum Job<'a> {
     Serve(&'a mut dyn FnMut(&mut Worker) -> io::Result<()>),
     Command(Command),
-}
-
-/// COMMAND.
-struct Command {
-    argv: Vec<OsString>,
-    /// Found once, so that all workers run one file. `None`: a re-exec came when it was gone; each fork looks for it.
-    path: Option<PathBuf>,
-}
-
-impl Command {
-    /// Its file, if that can be executed.
-    fn find(&self) -> Result<PathBuf> {
-        let name = self.argv.first().ok_or_else(|| Error::config("", "COMMAND is empty"))?;
-        let fail = |kind, why: &str| Error::new(Op::Command, name.to_string_lossy(), io::Error::new(kind, why));
-        let known = self.path.clone();
-        let found = known.or_else(|| handoff::search(name).map(|path| handoff::absolute(&path)));
-        let path = found.filter(|path| path.exists());
-        let path = path.ok_or_else(|| fail(io::ErrorKind::NotFound, "no such file, neither here nor in PATH"))?;
-        handoff::executable(&path).map_err(|unfit| fail(io::ErrorKind::PermissionDenied, &unfit.why))?;
-        Ok(path)
-    }
-
-    /// For a line of the log.
-    fn name(&self) -> PathBuf {
-        self.path.clone().or_else(|| self.argv.first().map(PathBuf::from)).unwrap_or_default()
-    }
-
-    /// Everything that one worker's exec needs.
-    fn program(
-        &self,
-        slot: usize,
-        generation: u64,
-        listeners: &[Listener],
-        notify: Option<&str>,
-    ) -> io::Result<Program> {
-        let (slot, generation, count) = (slot.to_string(), generation.to_string(), listeners.len().to_string());
-        let names: Vec<&str> =
-            listeners.iter().map(|l| if l.name().is_empty() { "unknown" } else { l.name() }).collect();
-        let names = names.join(":");
-        let mut extra = vec![("REFORK_WORKER", slot.as_str()), ("REFORK_GENERATION", generation.as_str())];
-        extra.extend(notify.map(|name| ("NOTIFY_SOCKET", name)));
-        if !listeners.is_empty() {
-            extra.extend([("LISTEN_FDS", count.as_str()), ("LISTEN_FDNAMES", names.as_str())]);
-        }
-        let argv = handoff::c_strings(&self.argv)?;
-        let sockets: Vec<_> = listeners.iter().map(AsRawFd::as_raw_fd).collect();
-        let listen = !sockets.is_empty();
-        let path = self.path.clone().map_or_else(|| self.find(), Ok)?;
-        Ok(Program::new(handoff::c_string(path.as_os_str())?, argv, handoff::environment(&extra), sockets, listen))
-    }
 }
 
 /// A master process: binds sockets, forks workers that inherit them, watches files, reloads.

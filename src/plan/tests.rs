@@ -2,6 +2,7 @@
 
 mod explorer;
 mod kernel;
+mod reloads;
 mod supervisor;
 
 use super::backoff::Backoff;
