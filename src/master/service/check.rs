@@ -197,6 +197,8 @@ impl Service<'_> {
 
     /// Nobody waits for the trial any more.
     pub(super) fn end_check(&mut self) {
+        // It may have ended a moment ago: its verdict is of code that is out of date, and not the next trial's.
+        self.events.retain(|event| !matches!(event, Event::Checked(_)));
         if let Some(mut trial) = self.trial.take() {
             let _ = process::kill_group(trial.pid, libc::SIGKILL);
             let _ = process::kill(trial.pid, libc::SIGKILL);
