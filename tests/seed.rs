@@ -225,7 +225,8 @@ fn on_change_is_called_once_per_batch_on_the_watchers_thread() {
 fn a_single_editor_save_does_not_trigger_multiple_reloads() {
     let dir = Dir::new();
     let watch = format!("watch={}", dir.save("code.py", "v1"));
-    let mut proc = Proc::start(dir.probe("probe", "v1"), &["bind=127.0.0.1:0", &watch]);
+    // Longer than 50 ms: the shell may be kept waiting between two steps of its save.
+    let mut proc = Proc::start(dir.probe("probe", "v1"), &["bind=127.0.0.1:0", &watch, "debounce=1000"]);
     proc.line("ready: generation 1");
     // As editors do: a backup by rename, a new file, its mode.
     let code = dir.str("code.py");

@@ -14,6 +14,7 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::Arc;
+use std::time::Duration;
 
 fn main() -> std::io::Result<()> {
     let watched = std::env::args().nth(1).expect("WATCHED");
@@ -40,6 +41,8 @@ fn main() -> std::io::Result<()> {
         // The loop below sits in accept.
         let _ = std::net::TcpStream::connect(addr);
     });
+    // Patient: its test may be kept waiting between two saves of one burst.
+    watcher = watcher.debounce(Duration::from_millis(500), Duration::from_secs(5));
     watcher.start()?;
     watcher.start()?;
     eprintln!("serving on {addr}");
