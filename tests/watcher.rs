@@ -91,6 +91,7 @@ const TREE: &[Row] = &[
             ("echo 2 > a/y.py; echo 2 > b/x.py", "a/y.py b/x.py"),
         ],
     ),
+    row("made and moved away, as cargo makes `target`", "", &[("mkdir tmpX; echo > tmpX/CACHEDIR.TAG; mv tmpX target", "")]),
     row(
         "exchanged and moved out",
         "mkdir a b; echo 1 > a/x.py; echo 1 > b/y.py",

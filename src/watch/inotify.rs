@@ -283,6 +283,7 @@ impl Inotify {
             dir::join(path, name);
             if cx.filter.counts(cx.batch.path(), inner) {
                 cx.batch.keep();
+                self.tree.mark(node);
                 counted = true;
             }
             node = self.tree.next(node);
@@ -383,7 +384,9 @@ impl Inotify {
             return;
         }
         // Files that were deleted were reported one by one; what is in a tree that was moved away was not.
-        if let Some((path, _)) = was.filter(|(path, inner)| !cx.filter.prunes(path, *inner)) {
+        // Of one that was made since and never held a file that counts there is nothing to say.
+        let counts = self.tree.counts(id);
+        if let Some((path, _)) = was.filter(|(path, inner)| counts && !cx.filter.prunes(path, *inner)) {
             cx.batch.report(&path);
         }
         let (parent, name) = self.tree.place(id);
@@ -391,7 +394,7 @@ impl Inotify {
         if let Ok(wd) = there {
             // Another directory is in its place, or the same one after an unmount.
             if self.tree.find(wd, parent, &name).is_none() {
-                let id = self.tree.add(parent, &name, wd, NONE);
+                let id = self.tree.add(parent, &name, wd, NONE, false);
                 self.walk(id, Report::All, cx);
             }
         }

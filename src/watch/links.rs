@@ -112,7 +112,7 @@ impl Inotify {
                 let Some(Some(Link { parent, name, .. })) = self.links.get(id as usize) else { return };
                 let inner = self.tree.path(*parent, &mut path);
                 dir::join(&mut path, name);
-                found(&path, inner, report, cx);
+                let _ = found(&path, inner, report, cx);
             }
         }
     }
@@ -150,6 +150,7 @@ impl Inotify {
         let dir = matches!(was, Target::Dir(_));
         let named = parent == NONE && was != Target::New;
         if named || dir || !matches!(now, Target::Dir(_)) && cx.filter.counts(&path, inner) {
+            self.tree.mark(parent);
             cx.batch.report(&path);
         }
     }
@@ -194,7 +195,7 @@ impl Inotify {
             _ if parent != NONE && self.tree.of(wd).len() >= MOST_NAMES => return Target::Loop,
             _ => {}
         }
-        let node = self.tree.add(parent, &name, wd, id);
+        let node = self.tree.add(parent, &name, wd, id, report != Report::All);
         self.walk(node, report, cx);
         Target::Dir(node)
     }

@@ -21,6 +21,8 @@ struct Node {
     link: u32,
     /// Where its name lies in `Tree::names`. Of a root: the path as the user named it.
     name: (u32, u32),
+    /// Something that counts may be in it: it was there at the start, or such a file has been reported since.
+    counts: bool,
 }
 
 /// So many bytes of names that nobody has any more are not worth moving the others together.
@@ -45,10 +47,10 @@ impl Tree {
         self.nodes.get(id as usize)
     }
 
-    /// A new node; `link` is the link that led to it, or `NONE`.
-    pub(crate) fn add(&mut self, parent: u32, name: &[u8], wd: i32, link: u32) -> u32 {
+    /// A new node; `link` is the link that led to it, or `NONE`; `counts`: nobody knows what is in it.
+    pub(crate) fn add(&mut self, parent: u32, name: &[u8], wd: i32, link: u32, counts: bool) -> u32 {
         let alias = self.by_wd.get(wd).unwrap_or(NONE);
-        let node = Node { wd, parent, alias, link, name: self.keep_name(name) };
+        let node = Node { wd, parent, alias, link, name: self.keep_name(name), counts };
         let id = match self.free.pop() {
             Some(id) => {
                 self.nodes[id as usize] = node;
@@ -150,6 +152,19 @@ impl Tree {
         inner
     }
 
+    /// May something that counts be in it?
+    pub(crate) fn counts(&self, id: u32) -> bool {
+        self.node(id).is_some_and(|node| node.counts)
+    }
+
+    /// A file that counts has been seen in this directory, and so in all that contain it.
+    pub(crate) fn mark(&mut self, mut id: u32) {
+        while let Some(node) = self.nodes.get_mut(id as usize).filter(|node| !node.counts) {
+            node.counts = true;
+            id = node.parent;
+        }
+    }
+
     /// Is this directory one of those that contain `parent`, or `parent` itself? Then following it would never end.
     pub(crate) fn is_loop(&self, mut parent: u32, wd: i32) -> bool {
         while let Some(node) = self.node(parent) {
@@ -173,7 +188,11 @@ impl Tree {
         }
         if let Some(node) = self.nodes.get_mut(id as usize) {
             node.parent = parent;
+            let counts = node.counts;
             self.rename(id, name);
+            if counts {
+                self.mark(parent);
+            }
         }
     }
 
@@ -269,9 +288,9 @@ mod tests {
     #[test]
     fn a_rename_moves_one_node() {
         let mut tree = Tree::default();
-        let root = tree.add(NONE, b"src", 1, 0);
-        let a = tree.add(root, b"a", 2, NONE);
-        let b = tree.add(a, b"b", 3, NONE);
+        let root = tree.add(NONE, b"src", 1, 0, true);
+        let a = tree.add(root, b"a", 2, NONE, true);
+        let b = tree.add(a, b"b", 3, NONE, true);
         assert_eq!(path(&tree, b), "src/a/b");
         let mut after = b"before".to_vec();
         assert_eq!((tree.path(b, &mut after), after), (3, b"beforesrc/a/b".to_vec()));
@@ -284,10 +303,23 @@ mod tests {
     }
 
     #[test]
+    fn what_counts_below_counts_above() {
+        let mut tree = Tree::default();
+        let root = tree.add(NONE, b"/r", 1, 0, false);
+        let a = tree.add(root, b"a", 2, NONE, false);
+        let b = tree.add(root, b"b", 3, NONE, false);
+        let c = tree.add(a, b"c", 4, NONE, false);
+        tree.mark(b);
+        assert_eq!([root, a, b, c].map(|id| tree.counts(id)), [true, false, true, false]);
+        tree.place_at(b, c, b"b");
+        assert_eq!([root, a, b, c].map(|id| tree.counts(id)), [true, true, true, true]);
+    }
+
+    #[test]
     fn names_are_moved_together() {
         let mut tree = Tree::default();
-        let root = tree.add(NONE, b"/r", 1, 0);
-        let nodes: Vec<u32> = (2..400).map(|wd| tree.add(root, format!("n{wd}").as_bytes(), wd, NONE)).collect();
+        let root = tree.add(NONE, b"/r", 1, 0, true);
+        let nodes: Vec<u32> = (2..400).map(|wd| tree.add(root, format!("n{wd}").as_bytes(), wd, NONE, true)).collect();
         for round in 0..50 {
             for (i, id) in nodes.iter().enumerate() {
                 tree.place_at(*id, root, format!("round-{round}-{i}").as_bytes());
@@ -300,10 +332,10 @@ mod tests {
     #[test]
     fn aliases_share_a_watch_and_a_sweep_removes_subtrees() {
         let mut tree = Tree::default();
-        let root = tree.add(NONE, b"/r", 1, 0);
-        let a = tree.add(root, b"a", 2, NONE);
-        let link = tree.add(root, b"l", 2, 1);
-        let under = tree.add(a, b"u", 3, NONE);
+        let root = tree.add(NONE, b"/r", 1, 0, true);
+        let a = tree.add(root, b"a", 2, NONE, true);
+        let link = tree.add(root, b"l", 2, 1, true);
+        let under = tree.add(a, b"u", 3, NONE, true);
         assert_eq!(tree.of(2), [link, a]);
         assert_eq!(tree.kill(a), None, "its watch is still used");
         let mut gone = Vec::new();
@@ -313,7 +345,7 @@ mod tests {
         assert!(tree.sweep(|_| ()).is_none());
         assert_eq!(tree.kill(link), Some(2));
         tree.sweep(|_| panic!("already told"));
-        let again = tree.add(root, b"n", 9, NONE);
+        let again = tree.add(root, b"n", 9, NONE, true);
         assert!([a, link, under].contains(&again), "places are used again");
     }
 }

@@ -95,7 +95,7 @@ impl Inotify {
             }
         }
         Self::step_aside(cx);
-        Some((self.tree.add(node, name, wd, NONE), true))
+        Some((self.tree.add(node, name, wd, NONE, report != Report::All), true))
     }
 
     /// Watches everything below `start`, which has its watch already.
@@ -132,7 +132,11 @@ impl Inotify {
                         Kind::Link if self.follow => {
                             self.maybe.push(Maybe { node, name: name.into(), report, walked: true });
                         }
-                        Kind::Link | Kind::Other | Kind::Unknown => found(&path, inner, report, cx),
+                        Kind::Link | Kind::Other | Kind::Unknown => {
+                            if found(&path, inner, report, cx) {
+                                self.tree.mark(node);
+                            }
+                        }
                     }
                 })
             });
@@ -185,17 +189,18 @@ impl Inotify {
     }
 }
 
-/// A file that a walk has found.
-pub(super) fn found(path: &[u8], inner: usize, report: Report, cx: &mut Context<'_>) {
+/// A file that a walk has found: is it reported?
+pub(super) fn found(path: &[u8], inner: usize, report: Report, cx: &mut Context<'_>) -> bool {
     if report == Report::Nothing || !cx.filter.counts(path, inner) {
-        return;
+        return false;
     }
     if let Report::Since(since) = report {
         let changed = dir::stat(path, true).map(|stat| stat.ctime.max(stat.mtime));
         let since = since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         if changed.map_or(true, |(seconds, _)| seconds < since) {
-            return;
+            return false;
         }
     }
     cx.batch.report(path);
+    true
 }
