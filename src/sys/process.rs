@@ -113,7 +113,9 @@ pub(crate) fn enter_child(child: &Child<'_>) {
     signal::install_worker(child.ignored);
     // Rust's runtime ignores SIGPIPE before main; so does a worker, which is a Rust function.
     signal::ignore(libc::SIGPIPE);
-    signal::set_mask(&child.mask);
+    // Whoever started the service may have blocked SIGTERM: a worker that never hears it would never drain.
+    let heard = !(1 << (libc::SIGTERM - 1));
+    signal::set_mask(&signal::Mask::from_bits(child.mask.bits() & heard));
 }
 
 fn begin_child(child: &Child<'_>) {

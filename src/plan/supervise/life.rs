@@ -20,7 +20,9 @@ impl Supervise {
     pub(super) fn fork_failed(&mut self, now: Moment, slot: usize, why: String, out: &mut Vec<Action>) {
         if let Some(state) = self.slots.get_mut(slot) {
             // Never at once: what is exhausted needs a moment.
-            state.backoff.failed(Duration::ZERO);
+            if state.backoff.failures() == 0 {
+                state.backoff.failed(Duration::ZERO);
+            }
             let due = state.backoff.next(now, Duration::ZERO);
             state.due = Some(due);
             out.push(Action::Say(Note::ForkFailed { slot, why, retry: due - now }));
