@@ -2,7 +2,9 @@
 
 use crate::cli::{show, Reload};
 use refork::{Backend, FileChangeWatcher, Level};
-use std::fmt::Display;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{channel, RecvTimeoutError};
@@ -10,6 +12,8 @@ use std::time::Duration;
 
 /// How often the master is asked for, which writes nothing when it is killed.
 const LOOK: Duration = Duration::from_secs(1);
+/// More than a status file with as many workers as there can be.
+const MOST: u64 = 8 << 20;
 
 /// What the status file says: see `refork::Master::status_file`.
 struct Status {
@@ -24,7 +28,7 @@ struct Status {
 impl Status {
     fn read(path: &Path) -> Result<Status, String> {
         let shown = show::line(path.as_os_str().as_encoded_bytes());
-        let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {shown}: {e}"))?;
+        let text = text_of(path).map_err(|e| format!("cannot read {shown}: {e}"))?;
         Status::parse(&text).ok_or_else(|| format!("{shown} is not a status file of refork"))
     }
 
@@ -45,11 +49,30 @@ impl Status {
         })
     }
 
-    /// Does the process that wrote it live? Another one may have got its number.
-    fn lives(&self) -> bool {
+    /// Why nobody is to be asked: the process that wrote it does not live (another one may have got its number), or a
+    /// HUP would be in vain, or would end a process that has left `Master::run`.
+    fn gone(&self) -> Option<String> {
         // Without a start time (no /proc) the signal itself finds out.
-        self.start_time.is_empty() || start_time(self.pid).is_some_and(|time| time == self.start_time)
+        let lives = self.start_time.is_empty() || start_time(self.pid).is_some_and(|time| time == self.start_time);
+        let what = match self.state.as_str() {
+            "stopping" if lives => "is stopping",
+            "stopped" => "has ended",
+            _ if !lives => "has ended",
+            _ => return None,
+        };
+        Some(format!("the master (process {}) {what}", self.pid))
     }
+}
+
+/// Whatever the path leads to: neither a pipe without a writer nor a file without an end holds us.
+fn text_of(path: &Path) -> std::io::Result<String> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "is not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(MOST).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// proc(5), field 22 of stat. The name before it may contain anything.
@@ -67,32 +90,32 @@ pub(crate) fn run(reload: Reload) -> refork::Result<ExitCode> {
     refork::log_level(Level::Error);
     let said = match reload {
         Reload::Pid(pid) => refork::reload(pid).map(|()| (0, format!("asked process {pid} to reload")))?,
-        Reload::Status(path, None) => match ask(&path) {
-            Ok(status) => (0, format!("asked process {} to reload", status.pid)),
-            Err(why) => (1, why),
-        },
+        Reload::Status(path, None) => ask(&path)?,
         Reload::Status(path, Some(timeout)) => wait(&path, timeout)?,
     };
-    let (code, text) = said;
-    match code {
-        0 => println!("{text}"),
-        _ => eprintln!("refork: {text}"),
-    }
-    Ok(ExitCode::from(code))
+    Ok(match said {
+        (0, text) => crate::print(&format!("{text}\n")).map_or_else(crate::unread, |()| ExitCode::SUCCESS),
+        (code, text) => {
+            crate::complain(&text);
+            ExitCode::from(code)
+        }
+    })
 }
 
-fn ask(path: &Path) -> Result<Status, String> {
-    let status = Status::read(path)?;
-    let gone = || format!("the master that wrote {} is gone", show::line(path.as_os_str().as_encoded_bytes()));
-    if !status.lives() {
-        return Err(gone());
+fn ask(path: &Path) -> refork::Result<(u8, String)> {
+    let status = match Status::read(path) {
+        Ok(status) => status,
+        Err(why) => return Ok((1, why)),
+    };
+    if let Some(why) = status.gone() {
+        return Ok((1, why));
     }
-    let text = |e: &dyn Display| e.to_string();
-    refork::reload(status.pid).map_err(|e| text(&e))?;
-    Ok(status)
+    refork::reload(status.pid)?;
+    Ok((0, format!("asked process {} to reload", status.pid)))
 }
 
-/// Armed first, then read: no state is missed. One reload at a time has a number, so one that runs already is waited for.
+/// Armed first, then read: no state is missed. One reload at a time has a number, so one that runs already is waited
+/// for.
 fn wait(path: &Path, timeout: Duration) -> refork::Result<(u8, String)> {
     let (send, changed) = channel();
     let mut watcher = FileChangeWatcher::new([path], move |_: &[std::path::PathBuf]| {
@@ -102,21 +125,24 @@ fn wait(path: &Path, timeout: Duration) -> refork::Result<(u8, String)> {
     .backend(Backend::Auto);
     watcher.start()?;
     let until = refork::monotonic() + timeout;
-    let mut asked: Option<Status> = None;
+    // The number of the last reload before ours.
+    let mut asked: Option<u64> = None;
     loop {
         let status = match Status::read(path) {
             Ok(status) => status,
             Err(why) => return Ok((1, why)),
         };
-        if !status.lives() || status.state == "stopped" {
-            return Ok((1, format!("the master (process {}) has ended", status.pid)));
+        // A reload that a SIGTERM has ended has brought nothing.
+        if let Some(why) = status.gone() {
+            return Ok((1, why));
         }
-        match &asked {
-            None if status.state != "reloading" => match ask(path) {
-                Ok(status) => asked = Some(status),
-                Err(why) => return Ok((1, why)),
-            },
-            Some(before) if status.reload > before.reload && status.state != "reloading" => {
+        match asked {
+            // By what has just been read, not anew: a reload that begins now may already be ours.
+            None if status.state != "reloading" => {
+                refork::reload(status.pid)?;
+                asked = Some(status.reload);
+            }
+            Some(before) if status.reload > before && status.state != "reloading" => {
                 let (reload, error) = (status.reload, &status.last_error);
                 return Ok(match error.is_empty() {
                     true => (0, format!("reload #{reload}: generation {} is ready", status.generation)),

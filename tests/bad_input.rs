@@ -20,7 +20,8 @@ enum Then {
 use Then::{Ends, Serves};
 
 /// The command, what exactly one line must contain, what follows. `@dir` is a directory of the case with the files
-/// `text` (no program, mode 644), `shell` (the same, 755), `empty` (755) and `lost` (755, its interpreter is missing);
+/// `text` (no program, mode 644), `shell` (the same, 755), `empty` (755), `lost` (755, its interpreter is missing) and
+/// `pipe` (nobody writes to it);
 /// descriptor 5 is a socket that listens on `@port`. `@nobody` makes sure that it is not the superuser's.
 type Case = (&'static str, &'static str, Then);
 
@@ -59,7 +60,9 @@ const CASES: &[Case] = &[
     ("refork reload --pid 4294967295", "cannot ask `process 4294967295`: No such process", Ends(1)),
     ("refork reload --status-file @dir/none", "none: No such file or directory", Ends(1)),
     ("refork reload --status-file @dir/text --wait", "text is not a status file of refork", Ends(1)),
-    ("refork reload --status-file @dir --wait", "cannot read @dir: Is a directory", Ends(1)),
+    ("refork reload --status-file @dir --wait", "cannot read @dir: is not a regular file", Ends(1)),
+    ("refork reload --status-file @dir/pipe --wait", "cannot read @dir/pipe: is not a regular file", Ends(1)),
+    ("refork reload --status-file /dev/null", "cannot read /dev/null: is not a regular file", Ends(1)),
     // COMMAND.
     ("refork run -b unix:@dir/s none", "cannot execute `none`: no such file, neither here nor in PATH", Ends(127)),
     ("refork run -b unix:@dir/s @dir/none", "none`: no such file", Ends(127)),
@@ -109,7 +112,8 @@ fn run(bin: &Dir, case: &Case) {
     }
     let dir = Dir::new();
     let setup = "cd '@dir'; echo true | tee text shell >empty; : >empty; printf '#!@dir/none' >lost; \
-                 chmod 755 shell empty lost; mkdir -p tree/closed; chmod 0 tree/closed";
+                 chmod 755 shell empty lost; mkfifo pipe; mkdir -p tree/closed; \
+                 chmod 0 tree/closed";
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = busy.local_addr().unwrap();
     let fill = |text: &str| {

@@ -95,6 +95,47 @@ fn a_reload_that_does_not_end_in_time() {
 }
 
 #[test]
+fn a_reload_that_a_stop_ends_is_no_success() {
+    let dir = Dir::new();
+    let mut proc = service(&dir, &["--shutdown-timeout", "1000"]);
+    server(&dir, "deaf");
+    assert_eq!(wait(&dir, &[]).0, 0);
+    let status = dir.str("status");
+    let waiting = std::thread::spawn(move || reload(&["--status-file", &status, "--wait"]));
+    // Neither the reload nor the stop ends before the last signal: the worker does not drain.
+    proc.line("reload #2: draining 1 worker");
+    proc.signal("TERM");
+    let output = waiting.join().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    let expected = format!("refork: the master (process {}) is stopping\n", proc.pid());
+    assert_eq!((output.status.code(), String::from_utf8(text).unwrap()), (Some(1), expected));
+    proc.signal("QUIT");
+    assert_eq!(proc.end().code(), Some(0));
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_no_panic() {
+    if !std::path::Path::new("/dev/full").exists() {
+        return println!("skipped: no /dev/full");
+    }
+    let dir = Dir::new();
+    let mut proc = service(&dir, &[]);
+    let asks = |redirected: &str| {
+        let script = format!(
+            "code=0; '{REFORK}' reload --status-file '{}' {redirected} || code=$?; echo $code",
+            dir.str("status")
+        );
+        sh(&script, "").trim().to_owned()
+    };
+    assert_eq!(asks(&format!(">/dev/full 2>'{}'", dir.str("err"))), "1");
+    let said = std::fs::read_to_string(dir.path("err")).unwrap();
+    assert!(said.starts_with("refork: cannot write to standard output: ") && said.lines().count() == 1, "{said}");
+    proc.line("reload #1: ready");
+    proc.stop();
+    assert_eq!(asks("2>/dev/full"), "1");
+}
+
+#[test]
 fn only_the_process_that_wrote_the_file_is_asked() {
     let dir = Dir::new();
     let mut proc = service(&dir, &[]);
@@ -107,15 +148,22 @@ fn only_the_process_that_wrote_the_file_is_asked() {
     if !std::path::Path::new("/proc/self/stat").exists() {
         return println!("skipped: no /proc tells when a process started");
     }
-    // The same number, another process.
+    // A living process that has left `Master::run`, which a HUP would end.
     let text = std::fs::read_to_string(dir.path("status")).unwrap();
+    let state = text.lines().find(|line| line.starts_with("state=")).unwrap();
+    std::fs::write(dir.path("left"), text.replace(state, "state='stopped'")).unwrap();
+    for more in [&[][..], &["--wait"]] {
+        let output = reload(&[&["--status-file", &dir.str("left")], more].concat());
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+    }
+    // The same number, another process.
     let time = text.lines().find(|line| line.starts_with("start_time=")).unwrap();
     std::fs::write(dir.path("old"), text.replace(time, "start_time='1'")).unwrap();
     for more in [&[][..], &["--wait"]] {
         let output = reload(&[&["--status-file", &dir.str("old")], more].concat());
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1));
-        assert!(text.ends_with("is gone\n") || text.ends_with("has ended\n"), "{text}");
+        assert!(text.ends_with("has ended\n"), "{text}");
     }
     proc.stop();
     assert_eq!(proc.count("asked for by SIGHUP"), 2, "{}", proc.log());

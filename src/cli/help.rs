@@ -31,7 +31,7 @@ REFORK_GENERATION. It should end on SIGTERM when it has answered what it accepte
       --handover drain-first|overlap  end the old workers first, or only when all the new ones are ready [drain-first]
       --ready SECS|notify    a worker is ready when it has lived so long, or says READY=1 to NOTIFY_SOCKET [1]
       --check CMD            a shell command that must succeed before a reload goes on
-      --boot-timeout SECS    how long a new generation may take to be ready; then the old one stays [30]
+      --boot-timeout SECS    how long a new generation may take to be ready before it is given up [30]
       --shutdown-timeout SECS  how long workers may go on answering after SIGTERM, then SIGKILL; like 10 or 0.5 [10]
       --stop-signal SIG      what tells COMMAND to drain and end [TERM]
       --status-file PATH     where to say what goes on, for `refork reload` and for scripts
