@@ -91,5 +91,5 @@ it still lives.
   -V, --version
 
 Exit codes: 0 asked, or with --wait: the new generation is ready; 1 the reload was dropped, rolled back or abandoned, or
-nobody could be asked; 2 usage; 5 no outcome in time.
+the service stops, or nobody could be asked; 2 usage; 5 no outcome in time.
 ";
