@@ -1,6 +1,6 @@
-"""A server for `refork run`: answers with the text of the file beside it that was there when it started, drains on SIGTERM.
-A text may be ill: `exits CODE`, `crashes`, `silent` (never says READY=1). A request for /hang is never answered, whatever
-the server is told; one for /slow is answered after five seconds."""
+"""A server for `refork run`: answers with the text of the file beside it that was there when it started, drains on
+SIGTERM. A text may be ill: `exits-CODE`, `crashes`, `silent` (never says READY=1). A request for /hang is never
+answered, whatever the server is told; one for /slow is answered after five seconds."""
 
 import os
 import select

@@ -40,10 +40,6 @@ def children(pid):
     return found
 
 
-def gone(family):
-    return all((stat(pid) or (0, "", ""))[2] != start for pid, start in family.items())
-
-
 def until(what, condition, limit=CEILING):
     """Facts that no line tells."""
     end = time.monotonic() + limit
@@ -68,8 +64,8 @@ def get(addr, path="/", timeout=CEILING):
 
 
 class Service:
-    def __init__(self, mode, handover, *, workers=2, timeout=2.0, watch=True, boot=2.0, check=2.0, status=None, command=None):
-        self.mode, self.dir = mode, tempfile.mkdtemp(prefix="refork-trouble-")
+    def __init__(self, mode, handover, *, workers=2, timeout=2.0, watch=True, boot=2.0, check=2.0, status=None):
+        self.mode, self.handover, self.dir = mode, handover, tempfile.mkdtemp(prefix="refork-trouble-")
         self.last = "v1"
         if mode == "library":
             self.file = os.path.join(self.dir, "probe")
@@ -86,8 +82,12 @@ class Service:
                     "--boot-timeout", str(boot), "--handover", handover, "--ready", "notify"]
             args += ["--reload-path", self.dir, "--reload-include", "text", "--reload-include", "server"] * watch
             args += ["--status-file", status] if status else []
-            args += command or ["--", self.file]
-        self.process = subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+            args += ["--", self.file]
+        # Inherited by all of its family, whoever is their parent later.
+        self.mark = f"REFORK_TROUBLE={self.dir}".encode()
+        env = {**os.environ, "REFORK_TROUBLE": self.dir}
+        self.process = subprocess.Popen(args, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                        stdin=subprocess.DEVNULL)
         self.pid, self.log, self.lines = self.process.pid, [], queue.Queue()
         threading.Thread(target=self.hear, daemon=True).start()
         host, port = self.line("listening on ").rsplit(" ", 1)[1].rsplit(":", 1)
@@ -99,17 +99,18 @@ class Service:
             self.lines.put(line.decode(errors="replace").rstrip())
         self.lines.put(None)
 
-    def line(self, needle, limit=CEILING):
+    def line(self, *needles, limit=CEILING):
+        """The next line with one of them."""
         end = time.monotonic() + limit
         while True:
             try:
                 line = self.lines.get(timeout=max(0, end - time.monotonic()))
             except queue.Empty:
-                raise Broken(f"no line with {needle!r} within {limit} s") from None
+                raise Broken(f"no line with {needles} within {limit} s") from None
             if line is None:
-                raise Broken(f"ended without a line with {needle!r}")
+                raise Broken(f"ended without a line with {needles}")
             self.log.append(line)
-            if needle in line:
+            if any(needle in line for needle in needles):
                 return line
 
     def said(self):
@@ -139,6 +140,16 @@ class Service:
     def signal(self, number):
         os.kill(self.pid, number)
 
+    def refuses(self, why):
+        """Waits for the verdict on ill code, which names the reason. If what ran before serves on, that answers."""
+        said = self.line(": dropped: ", ": rolled back: ", ": abandoned: ")
+        if why not in said:
+            raise Broken(f"not because of {why!r}: {said!r}")
+        if ": abandoned: " not in said or self.handover == "overlap":
+            tag = get(self.addr)["tag"]
+            if tag != "v1":
+                raise Broken(f"{tag} answers after {said!r}")
+
     def serves(self, tag, limit=CEILING):
         until(f"{tag} serves", lambda: get(self.addr).get("tag") == tag, limit)
         if int(get(self.addr)["ppid"]) != self.pid:
@@ -153,8 +164,32 @@ class Service:
             raise Broken(f"ended with {ended}, not {code}")
 
     def family(self):
-        """Its children and when they started: a number may be used again."""
-        return {pid: seen[2] for pid, seen in ((pid, stat(pid)) for pid in children(self.pid)) if seen}
+        """The master's children."""
+        return sorted(children(self.pid))
+
+    def left(self):
+        """Whoever descends from the master, orphans included."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{name}/environ", "rb") as environ:
+                    found += [int(name)] * (self.mark in environ.read().split(b"\0"))
+            except OSError:
+                pass
+        return found
+
+    def stops(self, limit=CEILING):
+        """As a service manager ends it: code 0, and nobody is left."""
+        self.signal(signal.SIGTERM)
+        self.ends(limit)
+        self.leaves_nobody()
+
+    def leaves_nobody(self, limit=10):
+        try:
+            until("nobody is left", lambda: not self.left(), limit)
+        except Broken as error:
+            who = {pid: (stat(pid) or "gone") for pid in self.left()}
+            raise Broken(f"{error}; parent, state and start: {who}") from None
 
     def settled(self, workers=2):
         def quiet():
@@ -163,9 +198,15 @@ class Service:
         until(f"{workers} workers and no zombie", quiet, 10)
 
     def close(self):
+        """Whatever has happened: nothing stays."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        for pid in self.left():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
@@ -189,5 +230,7 @@ class Client(threading.Thread):
         self.stopped.set()
         self.join(2 * CEILING)
         if len(self.errors) > allowed:
-            raise Broken(f"{len(self.errors)} of {self.answers} clients were not answered: {self.errors[:3]}")
+            raise Broken(f"{len(self.errors)} clients were not answered, {self.answers} were: {self.errors[:3]}")
+        if self.answers == 0:
+            raise Broken("no client was answered")
         return self.answers
