@@ -93,7 +93,7 @@ fn overlap_serves_while_an_old_worker_is_still_answering() {
     // asked for.
     dir.probe("probe", "v3");
     proc.signal("HUP");
-    proc.line("reload #2: waiting for 1 worker of an earlier generation");
+    proc.line("reload #2: waiting for 1 worker to drain");
     proc.signal("HUP");
     assert_eq!(tag(&addr), "v2");
     std::io::Write::write_all(&mut { write }, b"finished\n").unwrap();

@@ -42,7 +42,7 @@ pub(crate) enum Note {
     CheckSaid {
         line: String,
     },
-    /// An overlap: the generation before the last must go first.
+    /// An overlap: what drains already must go first.
     Waiting {
         reload: u64,
         workers: usize,
@@ -130,10 +130,24 @@ pub(crate) enum Note {
         pid: i32,
         timeout: Duration,
     },
+    /// A worker has ended and left processes in its group.
+    Left {
+        slot: usize,
+        pid: i32,
+    },
+    KillingLeft {
+        slot: usize,
+        pid: i32,
+        timeout: Duration,
+    },
+    LeftStays {
+        slot: usize,
+        pid: i32,
+    },
     ForkFailed {
         slot: usize,
         why: String,
-        retry: Duration,
+        retry: Option<Duration>,
     },
     /// COMMAND could not be executed by a worker.
     Refused {
@@ -166,7 +180,8 @@ impl Note {
     pub(crate) fn level(&self) -> Level {
         match self {
             Note::Plain(level, _) => *level,
-            Note::Started { .. } | Note::Ended { .. } | Note::Same { .. } => Level::Debug,
+            Note::Started { .. } | Note::Ended { .. } | Note::Left { .. } | Note::Same { .. } => Level::Debug,
+            Note::KillingLeft { .. } | Note::LeftStays { .. } => Level::Warn,
             Note::Died { .. } | Note::Killing { .. } | Note::KillingAll { .. } => Level::Warn,
             Note::Dropped { .. } | Note::ForkFailed { .. } | Note::Refused { .. } => Level::Error,
             Note::CannotBoot { .. } | Note::WatchLost { .. } => Level::Error,
@@ -273,7 +288,7 @@ impl Display for Note {
             Note::Checking { reload, what } => write!(f, "reload #{reload}: checking {what}"),
             Note::CheckSaid { line } => write!(f, "check: {line}"),
             Note::Waiting { reload, workers } => {
-                write!(f, "reload #{reload}: waiting for {} of an earlier generation to drain", Workers(*workers))
+                write!(f, "reload #{reload}: waiting for {} to drain first", Workers(*workers))
             }
             Note::RollingBack { reload, why } => {
                 write!(f, "reload #{reload}: {why}; rolling back to the last good image")
@@ -346,8 +361,21 @@ impl Display for Note {
             Note::Killing { slot, pid, timeout } => {
                 write!(f, "worker {slot} (pid {pid}) did not drain in {} ms: SIGKILL", ms(timeout))
             }
+            Note::Left { slot, pid } => {
+                write!(f, "worker {slot} (pid {pid}) has left processes in its group; they are asked to end")
+            }
+            Note::KillingLeft { slot, pid, timeout } => write!(
+                f,
+                "worker {slot} (pid {pid}) has left processes in its group that did not end in {} ms: SIGKILL",
+                ms(timeout)
+            ),
+            Note::LeftStays { slot, pid } => write!(
+                f,
+                "what worker {slot} has left in the process group {pid} cannot be killed; nobody waits for it any more"
+            ),
             Note::ForkFailed { slot, why, retry } => {
-                write!(f, "cannot fork worker {slot}: {why}; next try in {} ms", ms(retry))
+                write!(f, "cannot fork worker {slot}: {why}")?;
+                retry.iter().try_for_each(|retry| write!(f, "; next try in {} ms", ms(retry)))
             }
             Note::Refused { why } => write!(f, "cannot execute {why}"),
             Note::Stopping { signal, workers } => write!(f, "stopping on {signal}: draining {}", Workers(*workers)),

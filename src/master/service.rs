@@ -34,6 +34,9 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How often it is asked whether what a dead worker has left is gone: nobody tells.
+const LEFT: Duration = Duration::from_millis(20);
+
 pub(super) struct Service<'a> {
     image: Image,
     job: Job<'a>,
@@ -79,9 +82,13 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
     let mut events = VecDeque::from([Event::Start]);
     // Who died between the two images is known before any signal comes through.
     let (mut procs, mut ended) = token.as_ref().map(adopt::workers).unwrap_or_default();
-    reap_workers(&mut procs, &job, &mut events);
+    let stop_signal = match job {
+        Job::Serve(_) => libc::SIGTERM,
+        Job::Command(_) => master.stop_signal,
+    };
+    reap_workers(&mut procs, &job, stop_signal, &mut events);
     // Their SIGCHLD may have been the last image's.
-    ended.retain(|pid| process::reap(*pid).is_none());
+    ended.retain(|pid| process::reap(*pid, libc::SIGKILL).is_none());
     signals.unblock();
     let adopted = std::mem::take(&mut master.inherited.listeners);
     // What a way back would need: a socket that is not wanted here is closed by its owner.
@@ -167,7 +174,7 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
         flags,
         ignored: master.ignored,
         ready: master.ready,
-        stop_signal: master.stop_signal,
+        stop_signal,
         shutdown_timeout: master.shutdown_timeout,
         check: master.check,
         check_command: master.check_command,
@@ -250,7 +257,11 @@ impl Service<'_> {
     }
 
     fn wait(&mut self) {
-        let timeout = self.plan.deadline().map(|deadline| deadline.saturating_sub(sys::now()));
+        let mut timeout = self.plan.deadline().map(|deadline| deadline.saturating_sub(sys::now()));
+        let left = self.procs.iter().any(|proc| proc.reaped);
+        if left {
+            timeout = Some(timeout.map_or(LEFT, |timeout| timeout.min(LEFT)));
+        }
         let mut fds = vec![interest(Some(self.signals.fd()))];
         for proc in &self.procs {
             fds.push(interest(proc.channel.as_ref().map(AsFd::as_fd)));
@@ -271,6 +282,9 @@ impl Service<'_> {
             let signals = self.signals.read();
             self.take_signals(&signals);
         }
+        if left {
+            self.reap();
+        }
         self.events.push_back(Event::Time);
     }
 }
@@ -278,9 +292,10 @@ impl Service<'_> {
 /// Does one thing; the fact that answers it, if there is one.
 fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
     // One that is reaped already (its end is queued behind this) has no number any more: it may be a stranger's.
-    let live = |pid| service.procs.iter().map(|proc| proc.pid).find(|proc| proc.get() == pid);
+    let known = |pid| service.procs.iter().find(|proc| proc.pid.get() == pid);
     let signal = |pid, signal| {
-        if let Some(Err(e)) = live(pid).map(|pid| process::kill(pid, signal)) {
+        let live = known(pid).filter(|proc| !proc.reaped);
+        if let Some(Err(e)) = live.map(|proc| process::kill(proc.pid, signal)) {
             log::warn(format!("cannot signal worker {pid}: {e}"));
         }
     };
@@ -290,11 +305,7 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
             Err(e) => Event::ForkFailed { slot, why: e.to_string() },
         }),
         Action::Term { pid } => {
-            let stop = match service.job {
-                Job::Serve(_) => libc::SIGTERM,
-                Job::Command(_) => service.stop_signal,
-            };
-            signal(pid, stop);
+            signal(pid, service.stop_signal);
             // A stopped worker would not see it.
             signal(pid, libc::SIGCONT);
             None
@@ -302,7 +313,11 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
         Action::Kill { pid } => {
             signal(pid, libc::SIGKILL);
             // With whatever it has started in its group.
-            let _ = live(pid).map(|pid| process::kill_group(pid, libc::SIGKILL));
+            let _ = known(pid).map(|proc| process::kill_group(proc.pid, libc::SIGKILL));
+            None
+        }
+        Action::Forget { pid } => {
+            service.procs.retain(|proc| proc.pid.get() != pid);
             None
         }
         Action::Relay { pid } => {

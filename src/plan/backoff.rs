@@ -20,13 +20,22 @@ impl Backoff {
         if age >= HEALTHY {
             self.failures = 0;
         }
-        let wait = match self.failures {
+        match self.count() {
             0 => Duration::ZERO,
-            n => FIRST.saturating_mul(1 << (n - 1).min(16)).min(LONGEST),
-        };
+            n => doubled(n - 1),
+        }
+    }
+
+    /// It could not even be forked: never again at once, what is exhausted needs a moment.
+    pub(crate) fn no_fork(&mut self) -> Duration {
+        doubled(self.count())
+    }
+
+    /// One failure more; how many there were before.
+    fn count(&mut self) -> u32 {
         // More than ten doublings change nothing; the bound keeps the state space of the explorer finite.
-        self.failures = (self.failures + 1).min(11);
-        wait
+        let more = (self.failures + 1).min(11);
+        std::mem::replace(&mut self.failures, more)
     }
 
     /// Failures in a row, up to 11.
@@ -38,4 +47,8 @@ impl Backoff {
     pub(crate) fn next(&mut self, now: Moment, age: Duration) -> Moment {
         now + self.failed(age)
     }
+}
+
+fn doubled(times: u32) -> Duration {
+    FIRST.saturating_mul(1 << times.min(16)).min(LONGEST)
 }

@@ -19,7 +19,8 @@
 //! ```
 //!
 //! A worker is `Booting` until it is ready, then `Ready`; asked to end it is `Draining` until its deadline, then
-//! `Killed`. A slot is empty, or has one worker of this generation, or waits for its back-off to pass. Workers of
+//! `Killed`. Processes that it leaves in its group are still that worker, `Left` until they have ended, too. A slot is
+//! empty, or has one worker of this generation, or waits for its back-off to pass. Workers of
 //! another generation are what an overlap leaves: the old ones until the new are ready, then until they have drained;
 //! and after a roll-back those that failed. At most two generations live.
 //!
@@ -111,7 +112,7 @@ impl Supervise {
     pub(crate) fn deadline(&self) -> Option<Moment> {
         let workers = self.workers.iter().filter_map(|worker| match worker.state {
             State::Booting { ready_at } => ready_at,
-            State::Draining { kill_at } => Some(kill_at),
+            State::Draining { kill_at } | State::Left { kill_at, .. } => Some(kill_at),
             State::Ready | State::Killed => None,
         });
         // A slot whose old worker still drains waits for that worker, not for a time.
@@ -126,9 +127,9 @@ impl Supervise {
         workers.chain(slots).chain(phase).min()
     }
 
-    /// No worker of this generation has this slot.
+    /// No worker of this generation has this slot, or is about to.
     fn is_free(&self, slot: usize) -> bool {
-        self.workers.iter().all(|worker| worker.slot != slot || worker.generation != self.generation)
+        !self.slots[slot].forking && self.workers.iter().all(|worker| worker.slot != slot || worker.generation != self.generation)
     }
 
     /// Answers one event. `out` gets the actions, in the order in which they are to be done.
@@ -145,7 +146,8 @@ impl Supervise {
             Event::Serving { pid } => self.serving(now, pid),
             Event::Ready { pid } => self.ready(now, pid, out),
             Event::Refused { pid, code, why } => self.refused(now, pid, code, why, out),
-            Event::Exited { pid, how } => self.exited(now, pid, how, out),
+            Event::Exited { pid, how, left } => self.exited(now, pid, how, left, out),
+            Event::Emptied { pid } => self.emptied(now, pid, out),
             Event::ExecFailed { why } => self.exec_failed(now, why, out),
             Event::Time => self.time(now, out),
         }
@@ -166,7 +168,7 @@ impl Supervise {
         }
         for slot in 0..self.slots.len() {
             if self.is_free(slot) && self.slots[slot].due.is_some_and(|due| due <= now) {
-                self.slots[slot].due = None;
+                self.slots[slot] = Slot { due: None, forking: true, ..self.slots[slot].clone() };
                 out.push(Action::Fork { slot });
             }
         }
@@ -181,10 +183,14 @@ impl Supervise {
         }
     }
 
-    fn kill_all(&mut self, out: &mut Vec<Action>) {
+    fn kill_all(&mut self, now: Moment, out: &mut Vec<Action>) {
         out.push(Action::Say(Note::KillingAll { workers: self.workers.len() }));
+        let kill_at = self.give_up_at(now);
         for worker in &mut self.workers {
-            worker.state = State::Killed;
+            worker.state = match worker.state {
+                State::Left { .. } => State::Left { kill_at, killed: true },
+                State::Booting { .. } | State::Ready | State::Draining { .. } | State::Killed => State::Killed,
+            };
             out.push(Action::Kill { pid: worker.pid });
         }
     }
@@ -204,7 +210,10 @@ impl Supervise {
             Signal::Quit => self.stop_at_once(now, out),
             Signal::Hup => self.ask_reload(now, Trigger::Hup, out),
             Signal::Usr2 => self.ask_reload(now, Trigger::Usr2, out),
-            Signal::Usr1 => out.extend(self.workers.iter().map(|worker| Action::Relay { pid: worker.pid })),
+            Signal::Usr1 => {
+                let live = self.workers.iter().filter(|worker| !matches!(worker.state, State::Left { .. }));
+                out.extend(live.map(|worker| Action::Relay { pid: worker.pid }));
+            }
             Signal::Ttin => self.more(now, out),
             Signal::Ttou => self.fewer(now, out),
         }
@@ -245,12 +254,12 @@ impl Supervise {
         };
         self.end_check(out);
         self.phase = Phase::Stopping { code, forced: true };
-        self.kill_all(out);
+        self.kill_all(now, out);
         self.drained_if_empty(now, out);
     }
 
     fn more(&mut self, now: Moment, out: &mut Vec<Action>) {
-        self.slots.push(Slot { backoff: Default::default(), due: Some(now) });
+        self.slots.push(Slot { due: Some(now), ..Slot::default() });
         self.fork_due(now, out);
     }
 

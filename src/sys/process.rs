@@ -288,7 +288,7 @@ pub(crate) fn hang_up(pid: libc::pid_t) -> io::Result<()> {
     cvt(unsafe { libc::kill(pid, libc::SIGHUP) }).map(drop)
 }
 
-/// kill(2) for the worker's process group, which has its pid as number while the worker is not reaped.
+/// kill(2) for the worker's process group, which has its pid as number as long as anybody is in it.
 pub(crate) fn kill_group(pid: Pid, signal: libc::c_int) -> io::Result<()> {
     // SAFETY: no pointers; `pid` is > 1, so that this is neither "all processes" nor our own group.
     cvt(unsafe { libc::kill(-pid.0, signal) }).map(drop)
@@ -304,16 +304,17 @@ pub(crate) enum News {
     Lost,
 }
 
-/// waitpid(2) with WNOHANG and WUNTRACED for one worker; `None`: no news. What is left of an ended worker's process
-/// group gets SIGTERM while the number is still its own (COMMAND may be a shell that did not pass the signal on).
-pub(crate) fn reap(pid: Pid) -> Option<News> {
+/// waitpid(2) with WNOHANG and WUNTRACED for one worker; `None`: no news. What an ended worker leaves in its process group
+/// gets `left` while the number is still its own (COMMAND may be a shell that did not pass the signal on).
+pub(crate) fn reap(pid: Pid, left: libc::c_int) -> Option<News> {
     // SAFETY: siginfo_t is plain old data.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     // SAFETY: `info` is live; WNOWAIT leaves the child waitable.
     let looked = cvt(unsafe { libc::waitid(libc::P_PID, pid.0 as libc::id_t, &mut info, look) });
     if looked.is_ok() && info.si_signo == libc::SIGCHLD {
-        let _ = kill_group(pid, libc::SIGTERM);
+        let _ = kill_group(pid, left);
+        let _ = kill_group(pid, libc::SIGCONT);
     }
     let mut status = 0;
     // SAFETY: `status` is live.
@@ -324,6 +325,12 @@ pub(crate) fn reap(pid: Pid) -> Option<News> {
         Ok(_) => Some(News::Signaled(libc::WTERMSIG(status))),
         Err(_) => Some(News::Lost),
     }
+}
+
+/// Is anybody in the process group of a worker that has been reaped? While somebody is, the kernel gives its number to
+/// nobody else. EPERM: somebody whom we may not signal.
+pub(crate) fn group_lives(pid: Pid) -> bool {
+    kill_group(pid, 0).map_or_else(|e| e.raw_os_error() == Some(libc::EPERM), |()| true)
 }
 
 /// Reaps children that are not `ours`: PID 1's duty to orphans. Looks first (waitid(2), WNOWAIT), so that a worker that

@@ -16,7 +16,7 @@ pub(super) fn workers(token: &Token) -> (Vec<Proc>, Vec<Pid>) {
     let proc = |worker: &crate::plan::token::OldWorker| {
         let channel = sys::fd::adopt_own(worker.channel).map(UnixStream::from).ok();
         let channel = channel.filter(|channel| channel.set_nonblocking(true).is_ok());
-        Some(Proc { pid: Pid::new(worker.pid)?, channel, notify: None })
+        Some(Proc { pid: Pid::new(worker.pid)?, channel, notify: None, reaped: false })
     };
     let ended = token.ended.iter().filter_map(|pid| Pid::new(*pid));
     (token.workers.iter().filter_map(proc).collect(), ended.collect())

@@ -210,8 +210,8 @@ impl Service<'_> {
 
     /// Has the trial ended? Its verdict, or the next trial.
     pub(super) fn reap_trial(&mut self) {
-        self.ended.retain(|pid| process::reap(*pid).is_none());
-        let Some(how) = self.trial.as_ref().and_then(|trial| super::news::ended(trial.pid)) else { return };
+        self.ended.retain(|pid| process::reap(*pid, libc::SIGKILL).is_none());
+        let Some(how) = self.trial.as_ref().and_then(|trial| super::news::ended(trial.pid, libc::SIGKILL)) else { return };
         let Some(mut trial) = self.trial.take() else { return };
         trial.read();
         let passed = match &trial.nonce {

@@ -58,8 +58,8 @@ impl Service<'_> {
         }
     }
 
-    fn reap(&mut self) {
-        reap_workers(&mut self.procs, &self.job, &mut self.events);
+    pub(super) fn reap(&mut self) {
+        reap_workers(&mut self.procs, &self.job, self.stop_signal, &mut self.events);
         self.reap_trial();
         if sys::os::inherits_orphans() {
             let others = self.trial.iter().map(Trial::pid).chain(self.ended.iter().copied());
@@ -69,10 +69,10 @@ impl Service<'_> {
     }
 }
 
-/// How a child ended, if it did.
-pub(super) fn ended(pid: Pid) -> Option<How> {
+/// How a child ended, if it did. What it leaves in its process group gets `left`.
+pub(super) fn ended(pid: Pid, left: i32) -> Option<How> {
     loop {
-        return Some(match process::reap(pid)? {
+        return Some(match process::reap(pid, left)? {
             News::Stopped(signal) => {
                 log::warn(format!("process {} is stopped by signal {signal}", pid.get()));
                 continue;
@@ -84,12 +84,21 @@ pub(super) fn ended(pid: Pid) -> Option<How> {
     }
 }
 
-pub(super) fn reap_workers(procs: &mut Vec<Proc>, job: &Job<'_>, events: &mut VecDeque<Event>) {
+/// Who has ended, and what they have left.
+pub(super) fn reap_workers(procs: &mut Vec<Proc>, job: &Job<'_>, stop_signal: i32, events: &mut VecDeque<Event>) {
     procs.retain_mut(|proc| {
-        let Some(how) = ended(proc.pid) else { return true };
-        // What it said last comes before its end.
-        read_channel(proc, job, events);
-        events.push_back(Event::Exited { pid: proc.pid.get(), how });
-        false
+        let pid = proc.pid.get();
+        if !proc.reaped {
+            let Some(how) = ended(proc.pid, stop_signal) else { return true };
+            // What it said last comes before its end.
+            read_channel(proc, job, events);
+            // One that is not our child is nobody whose group we may signal.
+            proc.reaped = how != How::Unknown && process::group_lives(proc.pid);
+            events.push_back(Event::Exited { pid, how, left: proc.reaped });
+        } else if !process::group_lives(proc.pid) {
+            proc.reaped = false;
+            events.push_back(Event::Emptied { pid });
+        }
+        proc.reaped
     });
 }

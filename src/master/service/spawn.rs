@@ -23,6 +23,8 @@ pub(super) struct Proc {
     pub(super) channel: Option<UnixStream>,
     /// Where COMMAND says that it is ready.
     pub(super) notify: Option<Notify>,
+    /// It has ended; what it left in its process group has not.
+    pub(super) reaped: bool,
 }
 
 impl Service<'_> {
@@ -74,7 +76,7 @@ impl Service<'_> {
             }
             Ok(Fork::Parent(pid)) => {
                 signal::set_mask(&before);
-                self.procs.push(Proc { pid, channel: Some(ours), notify });
+                self.procs.push(Proc { pid, channel: Some(ours), notify, reaped: false });
                 Ok(pid.get())
             }
             Ok(Fork::Child) => {

@@ -9,24 +9,41 @@ use std::time::Duration;
 const FIRST_ATTEMPTS: u32 = 5;
 /// Failures of one slot after which a new generation has failed: there is something better to run.
 const ATTEMPTS: u32 = 3;
+/// How long processes that were killed are waited for that are nobody's children here.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Supervise {
     pub(super) fn forked(&mut self, now: Moment, slot: usize, pid: Pid, out: &mut Vec<Action>) {
         let generation = self.generation;
+        self.slots.iter_mut().skip(slot).take(1).for_each(|state| state.forking = false);
         self.workers.push(Worker { pid, slot, generation, born: now, state: State::Booting { ready_at: None } });
         out.push(Action::Say(Note::Started { slot, pid, generation }));
+        if matches!(self.phase, Phase::Stopping { .. }) {
+            // Another slot's fork has failed just before, and was the last try.
+            self.term(now, |_| true, out);
+        }
     }
 
     pub(super) fn fork_failed(&mut self, now: Moment, slot: usize, why: String, out: &mut Vec<Action>) {
-        if let Some(state) = self.slots.get_mut(slot) {
-            // Never at once: what is exhausted needs a moment.
-            if state.backoff.failures() == 0 {
-                state.backoff.failed(Duration::ZERO);
-            }
-            let due = state.backoff.next(now, Duration::ZERO);
-            state.due = Some(due);
-            out.push(Action::Say(Note::ForkFailed { slot, why, retry: due - now }));
+        let Some(state) = self.slots.get_mut(slot) else { return };
+        state.forking = false;
+        let retry = state.backoff.no_fork();
+        let failures = state.backoff.failures();
+        let gives_up = self.gives_up_first(failures) || !self.runs();
+        if let Some(state) = self.slots.get_mut(slot).filter(|_| !gives_up) {
+            state.due = Some(now + retry);
         }
+        out.push(Action::Say(Note::ForkFailed { slot, why, retry: Some(retry).filter(|_| !gives_up) }));
+        if self.gives_up_first(failures) {
+            self.boot_failed(now, format!("{failures} attempts"), out);
+        }
+        self.drained_if_empty(now, out);
+    }
+
+    /// Has the very first start failed, with a slot that has failed so often?
+    fn gives_up_first(&self, failures: u32) -> bool {
+        let starts = matches!(self.phase, Phase::Booting { .. } | Phase::Serving);
+        !self.ever_ready && starts && failures >= FIRST_ATTEMPTS
     }
 
     fn worker(&mut self, pid: Pid) -> Option<&mut Worker> {
@@ -69,30 +86,61 @@ impl Supervise {
         }
     }
 
-    pub(super) fn exited(&mut self, now: Moment, pid: Pid, how: How, out: &mut Vec<Action>) {
+    pub(super) fn exited(&mut self, now: Moment, pid: Pid, how: How, left: bool, out: &mut Vec<Action>) {
         let Some(at) = self.workers.iter().position(|worker| worker.pid == pid) else { return };
-        let Worker { slot, born, state, generation, .. } = self.workers.swap_remove(at);
-        let ours = generation == self.generation;
+        let Worker { slot, born, state, generation, .. } = self.workers[at];
+        let (timeout, give_up_at) = (self.config.shutdown_timeout, self.give_up_at(now));
         match state {
-            State::Draining { .. } | State::Killed => {
-                out.push(Action::Say(Note::Ended { slot, pid, how }));
-                // A slot that was taken away and given back while its worker drained.
-                let serving = ours && self.runs();
-                if let Some(state) = self.slots.get_mut(slot).filter(|_| serving) {
-                    state.due.get_or_insert(now);
-                }
-                self.fork_due(now, out);
+            State::Draining { kill_at } => self.workers[at].state = State::Left { kill_at, killed: false },
+            State::Killed => self.workers[at].state = State::Left { kill_at: give_up_at, killed: true },
+            State::Booting { .. } | State::Ready => {
+                self.workers[at].state = State::Left { kill_at: now + timeout, killed: false };
+            }
+            State::Left { .. } => return,
+        }
+        match state {
+            State::Booting { .. } | State::Ready if generation == self.generation => {
+                self.died(now, slot, pid, how, now.saturating_sub(born), state == State::Ready, out);
             }
             State::Booting { .. } | State::Ready => {
-                let age = now.saturating_sub(born);
-                match ours {
-                    true => self.died(now, slot, pid, how, age, state == State::Ready, out),
-                    // Its code is not here any more: the new generation is on its way.
-                    false => out.push(Action::Say(Note::Died { slot, pid, how, age, retry: None })),
-                }
+                // Its code is not here any more: the new generation is on its way.
+                out.push(Action::Say(Note::Died { slot, pid, how, age: now.saturating_sub(born), retry: None }));
+            }
+            State::Draining { .. } | State::Killed | State::Left { .. } => {
+                out.push(Action::Say(Note::Ended { slot, pid, how }));
             }
         }
+        match left {
+            true => out.push(Action::Say(Note::Left { slot, pid })),
+            // When its slot gets another is decided already if it was not asked to end.
+            false => self.gone(now, pid, !state.wanted(), out),
+        }
+    }
+
+    pub(super) fn emptied(&mut self, now: Moment, pid: Pid, out: &mut Vec<Action>) {
+        self.gone(now, pid, true, out);
+    }
+
+    /// Nothing of this worker is left.
+    fn gone(&mut self, now: Moment, pid: Pid, refill: bool, out: &mut Vec<Action>) {
+        let left = |worker: &Worker| worker.pid == pid && matches!(worker.state, State::Left { .. });
+        let Some(at) = self.workers.iter().position(left) else { return };
+        let Worker { slot, generation, .. } = self.workers.swap_remove(at);
+        let refill = refill && generation == self.generation && self.runs();
+        if let Some(state) = self.slots.get_mut(slot).filter(|_| refill) {
+            // Not due yet: a slot that was taken away and given back while its worker drained.
+            state.due.get_or_insert(now);
+        }
+        // A generation that ends this instant gets no worker more.
+        if !self.waited() {
+            self.fork_due(now, out);
+        }
         self.drained_if_empty(now, out);
+    }
+
+    /// When processes that are killed now, and do not go, are given up.
+    pub(super) fn give_up_at(&self, now: Moment) -> Moment {
+        now + self.config.shutdown_timeout.min(PATIENCE)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -118,7 +166,7 @@ impl Supervise {
         let booting = matches!(self.phase, Phase::Booting { .. });
         let gives_up = match self.ever_ready {
             true => booting && !was_ready && failures >= ATTEMPTS,
-            false => (booting || self.phase == Phase::Serving) && failures >= FIRST_ATTEMPTS,
+            false => self.gives_up_first(failures),
         };
         let retry = retry.filter(|_| !gives_up);
         out.push(Action::Say(Note::Died { slot, pid, how, age, retry }));
@@ -129,7 +177,6 @@ impl Supervise {
             };
             self.boot_failed(now, why, out);
         }
-        self.fork_due(now, out);
     }
 
     /// The very first start has failed.
@@ -147,7 +194,8 @@ impl Supervise {
     }
 
     pub(super) fn time(&mut self, now: Moment, out: &mut Vec<Action>) {
-        let mut ready = Vec::new();
+        let give_up_at = self.give_up_at(now);
+        let (mut ready, mut stay) = (Vec::new(), Vec::new());
         for worker in &mut self.workers {
             match worker.state {
                 State::Booting { ready_at: Some(at) } if at <= now => ready.push(worker.pid),
@@ -157,7 +205,15 @@ impl Supervise {
                     out.push(Action::Say(Note::Killing { slot, pid, timeout }));
                     out.push(Action::Kill { pid });
                 }
+                State::Left { kill_at, killed: false } if kill_at <= now => {
+                    worker.state = State::Left { kill_at: give_up_at, killed: true };
+                    let (slot, pid, timeout) = (worker.slot, worker.pid, self.config.shutdown_timeout);
+                    out.push(Action::Say(Note::KillingLeft { slot, pid, timeout }));
+                    out.push(Action::Kill { pid });
+                }
+                State::Left { kill_at, killed: true } if kill_at <= now => stay.push((worker.slot, worker.pid)),
                 State::Booting { .. } | State::Ready | State::Draining { .. } | State::Killed => {}
+                State::Left { .. } => {}
             }
         }
         for pid in ready {
@@ -167,7 +223,14 @@ impl Supervise {
             let ms = self.config.boot_timeout.as_millis();
             self.boot_failed(now, format!("not all workers are ready after {ms} ms"), out);
         }
-        self.look_time(now, out);
+        // Before a look, whose answer may ask for forks, too.
         self.fork_due(now, out);
+        self.look_time(now, out);
+        // Last: an exec may follow.
+        for (slot, pid) in &stay {
+            out.push(Action::Say(Note::LeftStays { slot: *slot, pid: *pid }));
+            out.push(Action::Forget { pid: *pid });
+        }
+        stay.iter().for_each(|(_, pid)| self.emptied(now, *pid, out));
     }
 }

@@ -1,9 +1,8 @@
 //! A reload: from the wish to the generation that is ready, or back.
 
 use super::record::Record;
-use super::{Action, Phase, Slot, Supervise, Verdict};
+use super::{Action, Phase, Slot, State, Supervise, Verdict, Worker};
 use crate::log::{Note, Trigger};
-use crate::plan::backoff::Backoff;
 use crate::plan::Moment;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,7 +24,7 @@ impl Supervise {
         self.announced = false;
         for slot in 0..self.slots.len() {
             let due = self.is_free(slot).then_some(now);
-            self.slots[slot] = Slot { backoff: Backoff::default(), due };
+            self.slots[slot] = Slot { due, ..Slot::default() };
         }
         self.fork_due(now, out);
         // After a roll-back all of them may be there already.
@@ -211,9 +210,9 @@ impl Supervise {
             }
             self.term(now, |_| true, out);
             self.drained_if_empty(now, out);
-        } else if self.others() > 0 {
+        } else if self.in_the_way(reexec) > 0 {
             self.phase = Phase::Waiting { reexec, dirty: false };
-            out.push(Action::Say(Note::Waiting { reload: self.reload, workers: self.others() }));
+            out.push(Action::Say(Note::Waiting { reload: self.reload, workers: self.in_the_way(reexec) }));
         } else {
             self.advance(now, reexec, out);
         }
@@ -236,6 +235,18 @@ impl Supervise {
         self.workers.iter().filter(|worker| worker.generation != self.generation).count()
     }
 
+    /// How many must be gone before a third generation may begin. What a dead worker has left is nobody's child: the next
+    /// image could not tell that it is ours.
+    fn in_the_way(&self, reexec: bool) -> usize {
+        let left = |worker: &&Worker| reexec && matches!(worker.state, State::Left { .. });
+        self.workers.iter().filter(|worker| worker.generation != self.generation || left(worker)).count()
+    }
+
+    /// Overlap: has what was in the way gone?
+    pub(super) fn waited(&self) -> bool {
+        matches!(self.phase, Phase::Waiting { reexec, .. } if self.in_the_way(reexec) == 0)
+    }
+
     /// The last worker of a drain or of a stop may be gone.
     pub(super) fn drained_if_empty(&mut self, now: Moment, out: &mut Vec<Action>) {
         if self.others() == 0 {
@@ -245,8 +256,8 @@ impl Supervise {
             }
         }
         match self.phase {
-            Phase::Waiting { reexec, dirty: true } if self.others() == 0 => self.look(reexec, false, out),
-            Phase::Waiting { reexec, dirty: false } if self.others() == 0 => self.advance(now, reexec, out),
+            Phase::Waiting { reexec, dirty: true } if self.waited() => self.look(reexec, false, out),
+            Phase::Waiting { reexec, dirty: false } if self.waited() => self.advance(now, reexec, out),
             Phase::Draining { reexec, dirty } if self.workers.is_empty() => {
                 out.push(Action::Say(Note::Drained { reload: self.reload }));
                 match dirty {
@@ -254,7 +265,7 @@ impl Supervise {
                     false => self.advance(now, reexec, out),
                 }
             }
-            Phase::Stopping { code, .. } if self.workers.is_empty() => {
+            Phase::Stopping { code, .. } if self.workers.is_empty() && !self.slots.iter().any(|slot| slot.forking) => {
                 self.phase = Phase::Ended;
                 out.push(Action::Say(Note::Stopped));
                 out.push(Action::Exit { code });

@@ -40,8 +40,8 @@ impl Supervise {
         self.workers.iter().map(|w| {
             let kill_at = match w.state {
                 State::Booting { .. } | State::Ready => None,
-                State::Draining { kill_at } => Some(kill_at),
-                State::Killed => Some(Moment::ZERO),
+                State::Draining { kill_at } | State::Left { kill_at, killed: false } => Some(kill_at),
+                State::Killed | State::Left { killed: true, .. } => Some(Moment::ZERO),
             };
             Adopted { pid: w.pid, slot: w.slot, generation: w.generation, kill_at }
         })
@@ -69,8 +69,8 @@ impl Supervise {
         let word = |w: &Worker| match w.state {
             State::Booting { .. } => "booting",
             State::Ready => "ready",
-            State::Draining { .. } => "draining",
-            State::Killed => "killed",
+            State::Draining { .. } | State::Left { killed: false, .. } => "draining",
+            State::Killed | State::Left { killed: true, .. } => "killed",
         };
         let one = |w: &&Worker| format!("{}:{}:{}:{}", w.slot, w.pid, w.generation, word(w));
         workers.iter().map(one).collect::<Vec<_>>().join(" ")

@@ -120,9 +120,15 @@ pub(crate) enum Event {
         code: u8,
         why: String,
     },
+    /// `left`: it has left processes in its group, which have been asked to end.
     Exited {
         pid: Pid,
         how: How,
+        left: bool,
+    },
+    /// What it had left is gone, too.
+    Emptied {
+        pid: Pid,
     },
     /// The answer to `Action::HandOff` and `Action::RollBack`, if there is one.
     ExecFailed {
@@ -142,7 +148,12 @@ pub(crate) enum Action {
     Term {
         pid: Pid,
     },
+    /// The worker, and its process group.
     Kill {
+        pid: Pid,
+    },
+    /// What this worker has left stays: nobody waits for it any more.
+    Forget {
         pid: Pid,
     },
     /// Pass SIGUSR1 on.
@@ -225,6 +236,8 @@ pub(in crate::plan) enum State {
     Ready,
     Draining { kill_at: Moment },
     Killed,
+    /// It has ended, and processes of its group have not: they are killed then, or if they were, given up.
+    Left { kill_at: Moment, killed: bool },
 }
 
 impl State {
@@ -232,7 +245,7 @@ impl State {
     pub(in crate::plan) fn wanted(self) -> bool {
         match self {
             State::Booting { .. } | State::Ready => true,
-            State::Draining { .. } | State::Killed => false,
+            State::Draining { .. } | State::Killed | State::Left { .. } => false,
         }
     }
 }
@@ -251,4 +264,6 @@ pub(in crate::plan) struct Slot {
     pub(in crate::plan) backoff: Backoff,
     /// When to fork; `None`: it has a worker, or nothing is to be forked.
     pub(in crate::plan) due: Option<Moment>,
+    /// A fork has been wished for and not been answered yet.
+    pub(in crate::plan) forking: bool,
 }

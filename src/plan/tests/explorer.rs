@@ -47,6 +47,7 @@ pub(super) fn name(event: &Event) -> &'static str {
         Event::Ready { .. } => "Ready",
         Event::Refused { .. } => "Refused",
         Event::Exited { .. } => "Exited",
+        Event::Emptied { .. } => "Emptied",
         Event::ExecFailed { .. } => "ExecFailed",
         Event::Time => "Time",
     }
@@ -141,7 +142,11 @@ fn every_reachable_state() {
     let mut explorer = Explorer::default();
     for reexec in [true, false] {
         for overlap in [true, false] {
-            explorer.explore(World::new(config(1, reexec, overlap, true), 1, if reexec { 2 } else { 1 }));
+            let one = World::new(config(1, reexec, overlap, true), 1, if reexec { 2 } else { 1 });
+            let mut leaving = one.clone();
+            (leaving.trouble, leaving.leave) = (1, 1);
+            explorer.explore(one);
+            explorer.explore(leaving);
             // A second slot comes and goes; readiness is always said.
             let two = Config { ready_after: None, ..config(1, reexec, overlap, true) };
             if reexec && overlap {
@@ -156,6 +161,25 @@ fn every_reachable_state() {
                     explorer.pairs.extend(visited);
                 }
             }
+            // The first of two forks fails for the last time, and the second does not.
+            for watching in [true, false] {
+                let last = Config { boot_timeout: HEALTHY, watching, ..config(2, reexec, overlap, true) };
+                let mut world = World::new(last, 2, 8);
+                world = world.step(Event::Start, Luck::ForkFails, &mut Vec::new()).unwrap().0;
+                for _ in 0..3 {
+                    world.now += Duration::from_millis(800);
+                    world = world.step(Event::Time, Luck::ForkFails, &mut Vec::new()).unwrap().0;
+                }
+                world.now += Duration::from_millis(800);
+                for trouble in [1, 2] {
+                    let mut visited = Vec::new();
+                    let mut last = world.clone();
+                    last.trouble = trouble;
+                    let ended = last.step(Event::Time, Luck::ForkFails, &mut visited).unwrap().0;
+                    assert_eq!(ended.exited, trouble == 2 && !watching, "{ended:#?}");
+                    explorer.pairs.extend(visited);
+                }
+            }
             // A slot that has failed four times at the first start: its next failure is the last.
             for watching in [true, false] {
                 let boot_timeout = Duration::from_secs(10);
@@ -164,7 +188,7 @@ fn every_reachable_state() {
                 world = world.step(Event::Start, GOOD, &mut Vec::new()).unwrap().0;
                 for _ in 0..4 {
                     let pid = world.procs[0].pid;
-                    world = world.step(Event::Exited { pid, how: How::Code(1) }, GOOD, &mut Vec::new()).unwrap().0;
+                    world = world.step(Event::Exited { pid, how: How::Code(1), left: false }, GOOD, &mut Vec::new()).unwrap().0;
                     world.now += Duration::from_secs(1);
                     world = world.step(Event::Time, GOOD, &mut Vec::new()).unwrap().0;
                 }
@@ -193,14 +217,13 @@ fn check_pairs(explorer: &Explorer) {
     ];
     let events =
         "Start Change WatchLost Term Int Hangup Quit Hup Usr1 Usr2 Ttin Ttou Looked Checked Forked ForkFailed \
-                  Serving Ready Refused Exited ExecFailed Time";
+                  Serving Ready Refused Exited Emptied ExecFailed Time";
     let mut missing = Vec::new();
     for phase in phases {
         for event in events.split_whitespace() {
             let reachable = match (phase, event) {
                 // Nothing is forked there.
                 ("New" | "Draining" | "HandingOff" | "RollingBack", "Forked" | "ForkFailed") => false,
-                ("Dormant" | "Stopping", "Forked" | "ForkFailed") => false,
                 _ => true,
             };
             let visited = explorer.pairs.contains(&(phase, event));

@@ -16,6 +16,8 @@ pub(super) struct Toy {
     pub(super) pid: Pid,
     termed: Option<Moment>,
     killed: bool,
+    /// It has ended, and processes of its group have not.
+    left: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +27,8 @@ pub(super) struct World {
     pub(super) procs: Vec<Toy>,
     /// Deaths and failing forks that the exploration still allows: keeps the number of states in hand.
     pub(super) trouble: u8,
+    /// Workers that may still leave processes in their group.
+    pub(super) leave: u8,
     /// As many slots as TTIN may ask for.
     most: usize,
     next_pid: Pid,
@@ -67,6 +71,7 @@ impl World {
             now,
             procs: vec![],
             trouble,
+            leave: 0,
             most,
             next_pid: 2,
             checking: false,
@@ -106,7 +111,8 @@ impl World {
             Event::Time,
             // Facts about nobody, and answers to questions that were not asked.
             Event::ExecFailed { why: String::new() },
-            Event::Exited { pid: 1, how: How::Unknown },
+            Event::Exited { pid: 1, how: How::Unknown, left: false },
+            Event::Emptied { pid: 1 },
             Event::Ready { pid: 1 },
             Event::Serving { pid: 1 },
             Event::Refused { pid: 1, code: 126, why: String::new() },
@@ -128,13 +134,20 @@ impl World {
         }
         for proc in &self.procs {
             let pid = proc.pid;
+            if proc.left {
+                events.extend([Event::Emptied { pid }, Event::Ready { pid }, Event::Serving { pid }]);
+                continue;
+            }
             if !proc.killed {
                 events.push(Event::Ready { pid });
                 events.push(Event::Serving { pid });
                 events.push(Event::Refused { pid, code: 127, why: String::new() });
             }
             if proc.killed || proc.termed.is_some() || self.trouble > 0 {
-                events.push(Event::Exited { pid, how: How::Signal(9) });
+                events.push(Event::Exited { pid, how: How::Signal(9), left: false });
+                if self.leave > 0 {
+                    events.push(Event::Exited { pid, how: How::Signal(9), left: true });
+                }
             }
         }
         events
@@ -142,14 +155,20 @@ impl World {
 
     fn happens(&mut self, event: &Event) {
         match event {
-            Event::Exited { pid, .. } => {
-                if let Some(at) = self.procs.iter().position(|proc| proc.pid == *pid) {
-                    let proc = self.procs.remove(at);
+            Event::Exited { pid, left, .. } => {
+                let now = self.now;
+                if let Some(proc) = self.procs.iter_mut().find(|proc| proc.pid == *pid) {
                     if proc.termed.is_none() && !proc.killed {
                         self.trouble -= 1;
                     }
+                    // What it leaves is asked to end in the same instant.
+                    proc.termed.get_or_insert(now);
+                    proc.left = *left;
+                    self.leave -= u8::from(*left);
                 }
+                self.procs.retain(|proc| proc.pid != *pid || proc.left);
             }
+            Event::Emptied { pid } => self.procs.retain(|proc| proc.pid != *pid),
             Event::Checked(_) => self.checking = false,
             Event::Change { .. } => self.owed = true,
             Event::Signal(Signal::Term | Signal::Int | Signal::Hangup | Signal::Quit) => self.stopping = true,
@@ -199,12 +218,12 @@ impl World {
             Action::Fork { slot } => {
                 let pid = self.next_pid;
                 self.next_pid += 1;
-                self.procs.push(Toy { pid, termed: None, killed: false });
+                self.procs.push(Toy { pid, termed: None, killed: false, left: false });
                 queue.push_back(Event::Forked { slot, pid });
             }
             Action::Term { pid } => {
                 let now = self.now;
-                let proc = self.procs.iter_mut().find(|p| p.pid == pid && !p.killed);
+                let proc = self.procs.iter_mut().find(|p| p.pid == pid && !p.killed && !p.left);
                 proc.ok_or("TERM to nobody")?.termed.get_or_insert(now);
             }
             Action::Kill { pid } => {
@@ -216,7 +235,11 @@ impl World {
                 proc.killed = true;
             }
             Action::Relay { pid } => {
-                self.procs.iter().find(|p| p.pid == pid).ok_or("USR1 to nobody")?;
+                self.procs.iter().find(|p| p.pid == pid && !p.left).ok_or("USR1 to nobody")?;
+            }
+            Action::Forget { pid } => {
+                let at = self.procs.iter().position(|p| p.pid == pid && p.left && p.killed);
+                self.procs.remove(at.ok_or("somebody is forgotten that lives, or was not killed")?);
             }
             Action::Look { only_own, last, .. } => {
                 queue.push_back(Event::Looked(match luck {
@@ -242,6 +265,8 @@ impl World {
     pub(super) fn next_image(&self, back: bool) -> World {
         let mut world = self.clone();
         world.plan = self.plan.next_image(self.now, back);
+        // What is left of the dead is nobody's child there: it is not followed any more.
+        world.procs.iter_mut().for_each(|proc| proc.left = false);
         // It is what is there now; unless it is the old one.
         world.owed &= back;
         world
@@ -325,8 +350,12 @@ impl World {
         if phase == "Serving" && self.plan.is_good() && self.procs.iter().filter(forgotten).any(|proc| kept(&proc)) {
             return Err("a worker of another generation that nobody ends".into());
         }
-        if phase == "Waiting" && workers.iter().all(|w| w.generation == self.plan.generation()) {
+        let left = self.procs.iter().any(|proc| proc.left);
+        if phase == "Waiting" && !left && workers.iter().all(|w| w.generation == self.plan.generation()) {
             return Err("waiting for nobody".into());
+        }
+        if phase == "Serving" && self.plan.forgotten_slot() {
+            return Err("a slot that nobody fills".into());
         }
         // A change is answered by a new generation, an exec or a line; or the reload for it is under way or pending.
         let answered = self.plan.reloading() || self.plan.pending().is_some();
@@ -354,6 +383,7 @@ impl Supervise {
             worker.generation = GENERATION + worker.generation - self.generation;
             match &mut worker.state {
                 State::Booting { ready_at: Some(at) } | State::Draining { kill_at: at } => *at = shift(*at),
+                State::Left { kill_at, .. } => *kill_at = shift(*kill_at),
                 State::Booting { ready_at: None } | State::Ready | State::Killed => {}
             }
         }
@@ -411,6 +441,12 @@ impl Supervise {
 
     fn others_accept(&self) -> bool {
         self.workers.iter().any(|worker| worker.state == State::Ready && worker.generation != self.generation)
+    }
+
+    /// Is a slot empty for good?
+    fn forgotten_slot(&self) -> bool {
+        let held = |slot| self.workers.iter().any(|w| w.slot == slot && w.generation == self.generation);
+        self.slots.iter().enumerate().any(|(slot, state)| state.due.is_none() && !held(slot))
     }
 
     fn reloading(&self) -> bool {

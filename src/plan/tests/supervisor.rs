@@ -84,6 +84,7 @@ impl Life {
                     Action::Quiet { quiet } => done.push(format!("quiet {}", quiet.as_millis())),
                     Action::Term { pid } => done.push(format!("term {pid}")),
                     Action::Kill { pid } => done.push(format!("kill {pid}")),
+                    Action::Forget { pid } => done.push(format!("forget {pid}")),
                     Action::Relay { pid } => done.push(format!("relay {pid}")),
                     Action::HandOff => done.push("exec".into()),
                     Action::Settled => done.push("ready".into()),
@@ -101,7 +102,12 @@ impl Life {
     }
 
     pub(super) fn exit(&mut self, pid: Pid) -> String {
-        self.give(Event::Exited { pid, how: How::Code(1) })
+        self.give(Event::Exited { pid, how: How::Code(1), left: false })
+    }
+
+    /// It ends, and what it has started does not.
+    fn leave(&mut self, pid: Pid) -> String {
+        self.give(Event::Exited { pid, how: How::Code(0), left: true })
     }
 
     pub(super) fn ready(&mut self, pid: Pid) -> String {
@@ -216,7 +222,7 @@ fn a_dead_worker_is_replaced_in_its_slot_with_back_off() {
 fn a_fork_that_fails_is_tried_again_later() {
     let mut life = Life::serving(true);
     let mut actions = Vec::new();
-    life.plan.step(life.now, Event::Exited { pid: 101, how: How::Signal(9) }, &mut actions);
+    life.plan.step(life.now, Event::Exited { pid: 101, how: How::Signal(9), left: false }, &mut actions);
     assert_eq!(actions.last(), Some(&Action::Fork { slot: 0 }));
     let mut waits = Vec::new();
     for _ in 0..4 {
@@ -224,8 +230,57 @@ fn a_fork_that_fails_is_tried_again_later() {
         waits.push((life.plan.deadline().unwrap() - life.now).as_millis());
     }
     // The death was the first failure.
-    assert_eq!(waits, [100, 200, 400, 800]);
-    assert_eq!(life.wait(1_000), "fork 0");
+    assert_eq!(waits, [200, 400, 800, 1600]);
+    assert_eq!(life.wait(1_600), "fork 0");
+}
+
+#[test]
+fn a_first_start_that_can_never_fork_ends_like_one_whose_workers_die() {
+    for watching in [false, true] {
+        let mut life = Life::new(Config { slots: 1, watching, ..config(true) });
+        life.exit(101);
+        life.plan.step(life.now, Event::Exited { pid: 102, how: How::Code(1), left: false }, &mut Vec::new());
+        let mut done = Vec::new();
+        for _ in 0..3 {
+            done.push(life.give(Event::ForkFailed { slot: 0, why: "EAGAIN".into() }));
+        }
+        assert_eq!(done, ["", "", if watching { "" } else { "exit 3" }]);
+        assert_eq!(life.plan.deadline(), None);
+        assert_eq!(life.log.iter().filter(|line| line.contains("next try in")).count(), 2, "{:?}", life.log);
+    }
+}
+
+#[test]
+fn what_a_worker_leaves_in_its_group_is_drained_and_killed_like_the_worker() {
+    let mut life = Life::serving(false);
+    life.give(change(false));
+    assert_eq!(life.leave(101), "");
+    assert_eq!(life.exit(102), "", "the group of 101 serves still");
+    assert_eq!(life.give(Event::Emptied { pid: 101 }), "fork 0, fork 1");
+    // At its deadline, which is the drain's; and again, in vain.
+    let mut life = Life::serving(false);
+    life.give(change(false));
+    life.wait(4_000);
+    life.exit(102);
+    assert_eq!(life.leave(101), "");
+    assert_eq!(life.wait(5_999), "");
+    assert_eq!(life.wait(1), "kill 101");
+    assert_eq!(life.wait(999), "");
+    assert_eq!(life.wait(1), "forget 101, fork 0, fork 1");
+    // At a stop; a second signal kills it now.
+    let mut life = Life::serving(true);
+    life.give(Event::Signal(Signal::Term));
+    life.leave(101);
+    life.leave(102);
+    assert_eq!(life.give(Event::Signal(Signal::Term)), "kill 101, kill 102");
+    assert_eq!(life.give(Event::Emptied { pid: 102 }), "");
+    assert_eq!(life.give(Event::Emptied { pid: 101 }), "exit 0");
+    // One that dies by itself: its slot waits.
+    let mut life = Life::serving(true);
+    assert_eq!(life.leave(101), "");
+    assert_eq!(life.give(Event::Signal(Signal::Usr1)), "relay 102");
+    assert_eq!(life.wait(10_000), "kill 101");
+    assert_eq!(life.give(Event::Emptied { pid: 101 }), "fork 0");
 }
 
 #[test]
