@@ -8,7 +8,7 @@ mod note;
 pub(crate) use note::{Note, Shown};
 use std::fmt::Display;
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering::Relaxed};
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +48,10 @@ pub(crate) enum Trigger {
     Usr2,
 }
 
+/// How long standard error may be full before lines are dropped.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+static LOST: AtomicU32 = AtomicU32::new(0);
 static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
 static TIME: AtomicBool = AtomicBool::new(false);
 static SINK: Mutex<Option<Sink>> = Mutex::new(None);
@@ -112,7 +116,21 @@ pub(crate) fn say(note: &Note) {
         Level::Info | Level::Debug => "",
     };
     let line = format!("{time}refork[{}]: {mark}{note}\n", std::process::id());
-    // One write, to the end: a pipe that is full makes us wait, a closed one is nobody's to report.
+    print(line);
+}
+
+/// One write. A closed pipe is nobody's to report; one that is full and that nobody reads must not keep a master from its
+/// work, which is to answer SIGTERM: after a moment lines are dropped, and counted, until there is room again.
+fn print(line: String) {
+    let patience = if LOST.load(Relaxed) == 0 { PATIENCE } else { Duration::ZERO };
+    if !crate::sys::fd::takes_line(patience) {
+        LOST.fetch_add(1, Relaxed);
+        return;
+    }
+    let line = match LOST.swap(0, Relaxed) {
+        0 => line,
+        lost => format!("refork: warning: {lost} line(s) are lost: nobody read standard error\n{line}"),
+    };
     crate::sys::signal::without_tty_stops(|| {
         let _ = std::io::stderr().write_all(line.as_bytes());
     });

@@ -7,6 +7,7 @@ use common::*;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 /// `refork run` on a port of the kernel's choice, with the probe as a program that knows nothing of refork.
 fn plain(dir: &Dir, args: &[&str], text: &str) -> (Proc, String) {
@@ -32,12 +33,10 @@ fn told(text: &str, word: &str) -> Vec<String> {
     text.lines().filter_map(|line| line.strip_prefix(word)).map(|rest| rest.trim().to_owned()).collect()
 }
 
-/// A foreign descriptor is one that the tests' own children would not have.
-fn strangers(text: &str, sockets: usize) -> Vec<String> {
-    let mine: Vec<String> = sh("find /proc/$$/fd -type l -printf '%f\\n'", "").lines().map(str::to_owned).collect();
-    let known = |fd: &str| fd.parse().is_ok_and(|n: usize| n < 3 + sockets) || mine.iter().any(|mine| mine == fd);
-    let foreign = |line: &&String| !known(line.split(' ').next().unwrap());
-    told(text, "fd ").iter().filter(foreign).cloned().collect()
+/// Starts the command with a descriptor that nobody has closed.
+fn careless(args: &[&str]) -> Proc {
+    let script = "exec 9</dev/null; exec \"$0\" \"$@\"";
+    Proc::start("sh", &[&["-c", script, REFORK], args].concat())
 }
 
 #[test]
@@ -46,7 +45,7 @@ fn a_worker_finds_its_sockets_as_from_systemd_and_nothing_else() {
     let command = witness(&dir);
     let binds = ["run", "-b", "web=127.0.0.1:0", "-b", "127.0.0.1:0", "--"];
     let mut command: Vec<&str> = binds.into_iter().chain(command.iter().map(String::as_str)).collect();
-    let mut proc = Proc::start(REFORK, &command);
+    let mut proc = careless(&command);
     let mut before = Vec::new();
     for generation in 1..=2 {
         proc.line(&format!("ready: generation {generation}, 1 worker"));
@@ -70,7 +69,7 @@ fn a_worker_finds_its_sockets_as_from_systemd_and_nothing_else() {
         assert_eq!(told(&text, "fd 0 "), ["/dev/null"]);
         let sockets = [told(&text, "fd 3 "), told(&text, "fd 4 ")].concat();
         assert!(sockets.len() == 2 && sockets.iter().all(|link| link.starts_with("socket:")), "{text}");
-        assert_eq!(strangers(&text, 2), [""; 0]);
+        assert_eq!(told(&text, "fd ").len(), 5, "{text}");
         let flags = &told(&text, "flags:")[0];
         assert_eq!(u32::from_str_radix(flags, 8).unwrap() & 0o2_004_000, 0, "blocking, and not close-on-exec: {flags}");
         // A shell blocks signals now and then: wait for what it becomes.
@@ -88,9 +87,10 @@ fn a_worker_finds_its_sockets_as_from_systemd_and_nothing_else() {
     assert_eq!(proc.end().code(), Some(0), "{}", proc.log());
     // Without sockets nothing speaks of sockets.
     command.drain(1..5);
-    let mut proc = Proc::start(REFORK, &command);
+    let mut proc = careless(&command);
     proc.line("ready: generation 1");
     let text = std::fs::read_to_string(dir.path("told")).unwrap();
+    assert_eq!(told(&text, "fd ").len(), 3, "{text}");
     assert!(told(&text, "LISTEN_").is_empty(), "{text}");
     proc.stop();
 }
@@ -182,6 +182,89 @@ fn a_dead_worker_is_replaced_and_no_process_of_its_group_stays() {
     assert!(after.len() == 2 && after[0] == before[0] && after[1] != before[1], "{before:?} {after:?}");
     // The end comes when nobody holds standard error any more: the shells' children have ended too.
     proc.stop();
+}
+
+#[test]
+fn what_a_shell_leaves_is_waited_for_and_killed_at_the_timeout() {
+    let dir = Dir::new();
+    let (fifo, file) = (dir.str("fifo"), dir.str("finished"));
+    sh(&format!("mkfifo '{fifo}'"), "");
+    // The shell dies of SIGTERM, and what it runs finishes first; or ignores it.
+    let polite = format!(
+        "(trap \"read -r _ <'{fifo}'; : >'{file}'; exit\" TERM; echo up >&2; while :; do sleep 1; done) & wait"
+    );
+    let mut proc = Proc::start(REFORK, &["run", "-v", "--", "sh", "-c", &polite]);
+    proc.line("up");
+    proc.line("ready: generation 1, 1 worker");
+    proc.signal("HUP");
+    proc.line("has left processes in its group; they are asked to end");
+    assert_eq!(proc.count("started, generation 2"), 0, "not beside what is left: {}", proc.log());
+    std::fs::write(&fifo, "\n").unwrap();
+    proc.line("reload #1: drained");
+    assert!(dir.path("finished").exists());
+    proc.line("up");
+    proc.signal("TERM");
+    std::fs::write(&fifo, "\n").unwrap();
+    assert_eq!(proc.end().code(), Some(0), "{}", proc.log());
+    assert_eq!(proc.count("SIGKILL"), 0, "{}", proc.log());
+
+    let deaf = "(trap '' TERM; echo up >&2; while :; do sleep 1000; done) & wait";
+    let mut proc = Proc::start(REFORK, &["run", "--shutdown-timeout", "0.3", "--", "sh", "-c", deaf]);
+    proc.line("up");
+    proc.line("ready: generation 1, 1 worker");
+    proc.signal("HUP");
+    proc.line("has left processes in its group that did not end in 300 ms: SIGKILL");
+    proc.line("reload #1: drained");
+    proc.line("ready: generation 2, 1 worker");
+    // All of them have ended when nobody holds standard error any more.
+    proc.stop();
+    assert_eq!(proc.count("did not end in 300 ms: SIGKILL"), 2, "{}", proc.log());
+}
+
+#[test]
+fn a_command_hears_its_stop_signal_although_the_starter_blocks_it() {
+    let starter = "import os, signal, sys\n\
+                   signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2, signal.SIGWINCH])\n\
+                   os.execv(sys.argv[1], sys.argv[1:])\n";
+    if !Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        return println!("skipped: python3 is not there");
+    }
+    let mut proc = Proc::start("python3", &["-c", starter, REFORK, "run", "--", "sleep", "1000"]);
+    proc.line("ready: generation 1");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", proc.children().0[0])).unwrap();
+    let blocked = u64::from_str_radix(&told(&status, "SigBlk:")[0], 16).unwrap();
+    let bit = |signal: i32| blocked & 1 << (signal - 1) != 0;
+    // Linux's numbers of SIGTERM, SIGUSR2 and SIGWINCH.
+    assert_eq!([15, 12, 28].map(bit), [false, true, true], "all but the stop signal as the starter has it: {status}");
+    proc.stop();
+    assert_eq!(proc.count("SIGKILL"), 0, "{}", proc.log());
+}
+
+#[test]
+fn a_master_whose_standard_error_nobody_reads_can_be_stopped() {
+    let dir = Dir::new();
+    // Opened anew, so that only this writer does not wait.
+    let script = format!(
+        "exec 3>&2; dd if=/dev/zero of=/proc/self/fd/3 oflag=nonblock bs=4096 2>/dev/null; \
+                          : >'{}'; exec sleep 1000",
+        dir.str("full")
+    );
+    let mut command = Command::new(REFORK);
+    command.args(["run", "--", "sh", "-c", &script]).stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    while !dir.path("full").exists() {
+        sh("true", "");
+    }
+    signal(child.id(), "TERM");
+    let deadline = Instant::now() + CEILING;
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if Instant::now() < deadline => sh("true", ""),
+            None => panic!("it does not end: {:?}", child.kill()),
+        };
+    };
+    assert_eq!(status.code(), Some(0));
 }
 
 #[test]

@@ -340,6 +340,8 @@ fn perform(service: &mut Service<'_>, action: Action) -> Option<Event> {
             None
         }
         Action::Say(note) => {
+            // First: whoever reads the line finds a file that is as new.
+            service.tell_status();
             log::say(&note);
             None
         }

@@ -129,7 +129,8 @@ impl Supervise {
 
     /// No worker of this generation has this slot, or is about to.
     fn is_free(&self, slot: usize) -> bool {
-        !self.slots[slot].forking && self.workers.iter().all(|worker| worker.slot != slot || worker.generation != self.generation)
+        !self.slots[slot].forking
+            && self.workers.iter().all(|worker| worker.slot != slot || worker.generation != self.generation)
     }
 
     /// Answers one event. `out` gets the actions, in the order in which they are to be done.

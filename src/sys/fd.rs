@@ -65,6 +65,26 @@ pub(crate) fn adopt_own(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Every descriptor from `first` on is close-on-exec. For a fresh child that is about to exec: async-signal-safe.
+pub(crate) fn close_on_exec_from(first: RawFd) {
+    if super::os::close_range_on_exec(first) {
+        return;
+    }
+    // SAFETY: no pointers.
+    let open_max = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) };
+    for fd in first..RawFd::try_from(open_max).unwrap_or(RawFd::MAX).clamp(256, 1 << 16) {
+        // SAFETY: ints; a number that is not open is answered with EBADF.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+}
+
+/// poll(2): can standard error take a line, within `patience`? What is closed or in error takes it, too, and loses it.
+/// An interruption is a no.
+pub(crate) fn takes_line(patience: Duration) -> bool {
+    let mut stderr = [libc::pollfd { fd: 2, events: libc::POLLOUT, revents: 0 }];
+    super::os::poll(&mut stderr, Some(patience)).is_ok() && stderr[0].revents != 0
+}
+
 /// Closes, in a fresh child, what belongs to the master: the objects that own these numbers are never dropped there.
 pub(crate) fn abandon(fds: &[RawFd]) {
     for fd in fds {

@@ -64,6 +64,14 @@ pub(crate) fn inherits_orphans() -> bool {
     answer != 0 || std::process::id() == 1
 }
 
+/// close_range(2) with CLOSE_RANGE_CLOEXEC, by number. Async-signal-safe. False before Linux 5.11.
+pub(super) fn close_range_on_exec(first: libc::c_int) -> bool {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    // SAFETY: no pointers.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
+    done == 0
+}
+
 /// The image that this process runs, even when its file has been replaced: open or stat it, never read the link.
 pub(crate) const SELF_IMAGE: Option<&str> = Some("/proc/self/exe");
 

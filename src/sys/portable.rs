@@ -60,6 +60,11 @@ pub(crate) fn is_main_thread() -> bool {
 /// Nothing to ask for: a library worker notices the end of its lifeline, COMMAND does not.
 pub(super) fn die_with_parent(_signal: libc::c_int) {}
 
+/// No one call for all of them.
+pub(super) fn close_range_on_exec(_first: libc::c_int) -> bool {
+    false
+}
+
 /// PID 1 reaps orphans.
 pub(crate) fn inherits_orphans() -> bool {
     std::process::id() == 1

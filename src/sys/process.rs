@@ -102,6 +102,15 @@ pub(crate) struct Child<'a> {
     pub(crate) ignored: u64,
     /// Signal mask of the first start.
     pub(crate) mask: signal::Mask,
+    /// What asks it to end: never blocked, whatever the starter has blocked. A worker that does not hear it never drains.
+    pub(crate) stop: Option<libc::c_int>,
+}
+
+impl Child<'_> {
+    fn unblock(&self) {
+        let heard = self.stop.map_or(0, |signal| 1 << (signal - 1));
+        signal::set_mask(&signal::Mask::from_bits(self.mask.bits() & !heard));
+    }
 }
 
 /// Makes a library worker of the fresh child: all signals are blocked when it begins, and the first start's mask rules
@@ -113,9 +122,7 @@ pub(crate) fn enter_child(child: &Child<'_>) {
     signal::install_worker(child.ignored);
     // Rust's runtime ignores SIGPIPE before main; so does a worker, which is a Rust function.
     signal::ignore(libc::SIGPIPE);
-    // Whoever started the service may have blocked SIGTERM: a worker that never hears it would never drain.
-    let heard = !(1 << (libc::SIGTERM - 1));
-    signal::set_mask(&signal::Mask::from_bits(child.mask.bits() & heard));
+    child.unblock();
 }
 
 fn begin_child(child: &Child<'_>) {
@@ -203,7 +210,11 @@ impl Program {
         let error = match self.place_sockets() {
             Ok(()) => {
                 write_pid(&mut self.listen_pid[LISTEN_PID.len()..], std::process::id());
-                signal::set_mask(&child.mask);
+                if child.output.is_none() {
+                    // A worker gets what it is given, not what the master's starter forgot to close.
+                    fd::close_on_exec_from(3 + self.sockets.len() as RawFd);
+                }
+                child.unblock();
                 // SAFETY: path and both arrays are NUL- and null-terminated and owned by `self`.
                 unsafe { libc::execve(self.path.as_ptr(), self.argv_pointers.as_ptr(), self.env_pointers.as_ptr()) };
                 io::Error::last_os_error()

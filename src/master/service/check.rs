@@ -176,6 +176,7 @@ impl Service<'_> {
             grace: u32::try_from(self.check_timeout.as_secs()).unwrap_or(u32::MAX).saturating_add(1),
             ignored: self.ignored,
             mask: self.signals.before,
+            stop: None,
         };
         let _ = io::stdout().flush();
         let gate = process::gate();
@@ -211,7 +212,9 @@ impl Service<'_> {
     /// Has the trial ended? Its verdict, or the next trial.
     pub(super) fn reap_trial(&mut self) {
         self.ended.retain(|pid| process::reap(*pid, libc::SIGKILL).is_none());
-        let Some(how) = self.trial.as_ref().and_then(|trial| super::news::ended(trial.pid, libc::SIGKILL)) else { return };
+        let Some(how) = self.trial.as_ref().and_then(|trial| super::news::ended(trial.pid, libc::SIGKILL)) else {
+            return;
+        };
         let Some(mut trial) = self.trial.take() else { return };
         trial.read();
         let passed = match &trial.nonce {

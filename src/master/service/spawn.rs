@@ -55,6 +55,7 @@ impl Service<'_> {
             grace: u32::try_from(self.shutdown_timeout.as_secs() + 1).unwrap_or(u32::MAX),
             ignored: self.ignored,
             mask: self.signals.before,
+            stop: Some(self.stop_signal),
         };
         let generation = self.plan.generation();
         let mut notify = None;

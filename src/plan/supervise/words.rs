@@ -232,12 +232,19 @@ pub(in crate::plan) enum Phase {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::plan) enum State {
-    Booting { ready_at: Option<Moment> },
+    Booting {
+        ready_at: Option<Moment>,
+    },
     Ready,
-    Draining { kill_at: Moment },
+    Draining {
+        kill_at: Moment,
+    },
     Killed,
     /// It has ended, and processes of its group have not: they are killed then, or if they were, given up.
-    Left { kill_at: Moment, killed: bool },
+    Left {
+        kill_at: Moment,
+        killed: bool,
+    },
 }
 
 impl State {

@@ -188,7 +188,10 @@ fn every_reachable_state() {
                 world = world.step(Event::Start, GOOD, &mut Vec::new()).unwrap().0;
                 for _ in 0..4 {
                     let pid = world.procs[0].pid;
-                    world = world.step(Event::Exited { pid, how: How::Code(1), left: false }, GOOD, &mut Vec::new()).unwrap().0;
+                    world = world
+                        .step(Event::Exited { pid, how: How::Code(1), left: false }, GOOD, &mut Vec::new())
+                        .unwrap()
+                        .0;
                     world.now += Duration::from_secs(1);
                     world = world.step(Event::Time, GOOD, &mut Vec::new()).unwrap().0;
                 }
