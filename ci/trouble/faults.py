@@ -102,6 +102,33 @@ def wedged(s, chance):
     s.settled()
 
 
+def wrapped(s, chance):
+    """The worker is a shell that dies of SIGTERM; the server that it runs is wedged, or not."""
+    client = Client(s.addr)
+    with socket.create_connection(s.addr) as connection:
+        if s.run % 2 == 1:
+            connection.sendall(b"GET /hang HTTP/1.0\r\n\r\n")
+            connection.recv(1024)
+        time.sleep(chance.uniform(0, 0.1))
+        s.save("v2")
+        if s.run % 2 == 1:
+            s.line("did not end in 2000 ms: SIGKILL")
+        s.serves("v2")
+    client.stop()
+    s.settled()
+    if s.run % 4 > 1:
+        stopped(s, chance, signal.SIGTERM)
+
+
+def master_killed_in_a_check(s, chance):
+    s.save("stuck")
+    s.line("reload #1: checking ")
+    time.sleep(chance.uniform(0, 0.1))
+    s.signal(signal.SIGKILL)
+    s.ends(code=-signal.SIGKILL)
+    s.leaves_nobody()
+
+
 def tried(s, chance, why):
     """Ill code is on trial: good code comes at any instant of that, or, every second time, after the verdict."""
     if s.run % 2 == 1:
@@ -244,7 +271,12 @@ LIBRARY = [("new image is truncated", replaced("truncated", "is truncated"), TIM
            ("new image crashes in the worker", ill("aborts", "before they are ready: signal 6 (SIGABRT)"), TIME),
            ("new image fails in the worker", ill("unwell", "before they are ready: exit code 1"), TIME),
            ("new image is never ready", ill("dawdles", NOT_READY), {})]
-COMMAND = [("new code exits 1", ill("exits", "before they are ready: exit code 1"), TIME),
+CHECKED = {**TIME, "checked": True}
+COMMAND = [("--check fails", ill("sick", " failed (exit code 7)"), CHECKED),
+           ("--check hangs", ill("stuck", "gave no answer in 5000 ms"), CHECKED),
+           ("the master is killed during --check", master_killed_in_a_check, CHECKED),
+           ("COMMAND is a shell without exec", wrapped, {**TIME, "wrapped": True}),
+           ("new code exits 1", ill("exits", "before they are ready: exit code 1"), TIME),
            ("new code crashes", ill("crashes", "before they are ready: signal 6 (SIGABRT)"), TIME),
            ("new code is never ready", ill("silent", NOT_READY), {}),
            ("COMMAND ends at once", replaced("gone at once", "before they are ready: exit code 3"), TIME),

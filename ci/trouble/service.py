@@ -64,7 +64,9 @@ def get(addr, path="/", timeout=CEILING):
 
 
 class Service:
-    def __init__(self, mode, handover, *, workers=2, timeout=2.0, watch=True, boot=2.0, check=2.0, status=None):
+    def __init__(self, mode, handover, *, workers=2, timeout=2.0, watch=True, boot=2.0, check=2.0, status=None,
+                 checked=False, wrapped=False):
+        self.wrapped = wrapped
         self.mode, self.handover, self.dir = mode, handover, tempfile.mkdtemp(prefix="refork-trouble-")
         self.last = "v1"
         if mode == "library":
@@ -82,6 +84,8 @@ class Service:
                     "--boot-timeout", str(boot), "--handover", handover, "--ready", "notify"]
             args += ["--reload-path", self.dir, "--reload-include", "text", "--reload-include", "server"] * watch
             args += ["--status-file", status] if status else []
+            sick = f"grep -q ^sick {self.dir}/text && exit 7; grep -q ^stuck {self.dir}/text && exec sleep 1000; :"
+            args += ["--check", sick] * checked
             args += ["--", self.file]
         # Inherited by all of its family, whoever is their parent later.
         self.mark = f"REFORK_TROUBLE={self.dir}".encode()
@@ -121,7 +125,8 @@ class Service:
 
     def script(self, text=None, mode=0o755):
         """COMMAND's own file, replaced by a rename."""
-        self.place(self.file, (text or f"#!/bin/sh\nexec python3 -S {self.dir}/server.py\n").encode(), mode)
+        does = "" if self.wrapped else "exec "
+        self.place(self.file, (text or f"#!/bin/sh\n{does}python3 -S {self.dir}/server.py\n:\n").encode(), mode)
 
     def place(self, path, content, mode):
         # Written by another process: a descriptor open for writing that a fork of ours inherits would make it busy.
@@ -152,7 +157,7 @@ class Service:
 
     def serves(self, tag, limit=CEILING):
         until(f"{tag} serves", lambda: get(self.addr).get("tag") == tag, limit)
-        if int(get(self.addr)["ppid"]) != self.pid:
+        if not self.wrapped and int(get(self.addr)["ppid"]) != self.pid:
             raise Broken("the pid has changed")
 
     def ends(self, limit=CEILING, code=0):
