@@ -3,6 +3,8 @@
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
 export CARGO_TERM_COLOR=never
+# The tests wait more than they compute.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-6}"
 failed=
 
 # step NAME COMMAND...: runs it; what fails is named at the end, and the steps after it run all the same.
