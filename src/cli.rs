@@ -156,9 +156,9 @@ fn run(args: &mut Args) -> Result<Task> {
             "--workers" | "-w" => {
                 let workers = |text: &str| match text {
                     "auto" => Some(None),
-                    text => text.parse().ok().filter(|n| *n > 0).map(Some),
+                    text => text.parse().ok().filter(|n| (1..=65_535).contains(n)).map(Some),
                 };
-                run.workers = args.parsed("is neither `auto` nor a number from 1", workers)?;
+                run.workers = args.parsed("is neither `auto` nor a number from 1 to 65535", workers)?;
             }
             "--reload" | "-r" => reload = true,
             "--reload-path" => run.paths.push(args.value()?.into()),

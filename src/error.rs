@@ -1,7 +1,9 @@
 //! The crate's error: which operation, on what, why.
 
+use crate::log::Shown;
 use std::fmt;
 use std::io;
+use std::path::Path;
 
 /// What `refork` was doing when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +74,8 @@ impl fmt::Display for Error {
         };
         match self.subject.as_str() {
             "" => write!(f, "{what}: {}", self.cause),
-            subject => write!(f, "{what} `{subject}`: {}", self.cause),
+            // As the user wrote it, and it is still one line.
+            subject => write!(f, "{what} `{}`: {}", Shown(Path::new(subject)), self.cause),
         }
     }
 }

@@ -4,7 +4,7 @@ mod fitness;
 mod image;
 
 use crate::error::{Error, Op};
-use crate::listener::Listener;
+use crate::listener::{number, Listener};
 use crate::log;
 use crate::plan::token::{Origin, Token};
 use crate::sys;
@@ -115,7 +115,7 @@ impl Inherited {
         let mut inherited = Inherited::read();
         inherited.check = sys::take_var(CHECK).and_then(|text| {
             let (fd, nonce) = text.to_str()?.split_once(':')?;
-            let fd = sys::fd::adopt_own(fd.parse().ok()?).ok()?;
+            let fd = sys::fd::adopt_own(number(fd)?).ok()?;
             Some((fd, nonce.to_owned()))
         });
         let by_hand = BY_HAND.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -156,7 +156,7 @@ impl Inherited {
         }
         let fds = fds.unwrap_or_default();
         for word in fds.to_string_lossy().split(',').map(str::trim).filter(|word| !word.is_empty()) {
-            let Some(fd) = word.parse::<RawFd>().ok().filter(|fd| *fd >= 0) else {
+            let Some(fd) = number::<RawFd>(word) else {
                 log::warn(format!("{FDS}: `{}` is not a descriptor's number: ignored", word.escape_default()));
                 continue;
             };
@@ -185,12 +185,16 @@ impl Inherited {
 
     /// sd_listen_fds(3): LISTEN_FDS sockets from 3 on, if LISTEN_PID is this process.
     fn activated(&mut self) {
-        let pid = std::env::var("LISTEN_PID").ok().and_then(|pid| pid.parse().ok());
+        let pid = std::env::var("LISTEN_PID").ok().and_then(|pid| number(&pid));
         if pid != Some(std::process::id()) {
             return;
         }
         sys::take_var("LISTEN_PID");
-        let count = sys::take_var("LISTEN_FDS").and_then(|n| n.to_str()?.parse::<RawFd>().ok()).unwrap_or(0);
+        let count = sys::take_var("LISTEN_FDS").unwrap_or_default();
+        let count = number(&count.to_string_lossy()).unwrap_or_else(|| {
+            log::warn(format!("LISTEN_FDS: `{}` is not a number of sockets: ignored", log::Shown(count.as_ref())));
+            0
+        });
         let names = sys::take_var("LISTEN_FDNAMES").unwrap_or_default();
         let names = names.to_string_lossy().into_owned();
         let mut names = names.split(':');

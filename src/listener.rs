@@ -6,7 +6,7 @@ mod stream;
 use crate::log;
 use crate::plan::token::{Carried, Origin};
 use crate::sys;
-pub(crate) use bind::{bind, parse};
+pub(crate) use bind::{bind, number, parse};
 use std::ffi::OsStr;
 use std::fmt;
 use std::io;

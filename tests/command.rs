@@ -276,11 +276,11 @@ fn a_command_that_disappears_costs_nothing() {
     proc.line("ready: generation 1");
     let before = proc.children();
     let cases = [
-        ("rm FILE", "HUP", "no such file"),
+        ("rm FILE", "HUP", "No such file"),
         ("echo 'exec sleep 1000' > FILE; chmod 755 FILE", "USR2", "neither an executable image nor a script with #!"),
         (": > FILE", "HUP", "is empty"),
         ("chmod 644 FILE", "HUP", "no x-bit"),
-        ("rm FILE", "USR2", "no such file"),
+        ("rm FILE", "USR2", "No such file"),
     ];
     for (i, (damage, name, why)) in cases.into_iter().enumerate() {
         sh(&damage.replace("FILE", &command), "");
@@ -315,7 +315,7 @@ fn a_command_that_disappears_during_a_re_exec_is_waited_for() {
     proc.line("adopted 1 listener");
     let line = proc.line("cannot fork worker 0");
     assert!(
-        line.contains(&format!("cannot execute `{command}`: no such file")) && line.contains("next try in"),
+        line.contains(&format!("cannot execute `{command}`: No such file")) && line.contains("next try in"),
         "{line}"
     );
     std::net::TcpStream::connect(&addr).expect("the socket listens");

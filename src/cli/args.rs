@@ -127,8 +127,10 @@ impl Args {
     pub(super) fn bind(&mut self) -> Result<(String, String)> {
         let text = self.text()?;
         match text.split_once('=').filter(|(name, _)| !name.contains([':', '/'])) {
+            Some((_, "")) => Err(self.bad(text.as_ref(), "has no ADDR")),
             Some(("", _)) => Err(self.bad(text.as_ref(), "has an empty NAME")),
             Some((name, addr)) => Ok((name.into(), addr.into())),
+            None if text.is_empty() => Err(self.bad(text.as_ref(), "is no ADDR")),
             None => Ok((String::new(), text)),
         }
     }

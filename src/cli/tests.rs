@@ -43,6 +43,7 @@ fn values_stand_behind_a_space_behind_an_equals_sign_or_in_the_same_word() {
         assert_eq!(run(line).workers, Some(2), "{line}");
     }
     assert_eq!(run("-w auto c").workers, None);
+    assert_eq!(run("-w +2 c").workers, Some(2), "as strtol(3) reads numbers in other tools' options");
     assert_eq!(run("--shutdown-timeout 0.5 c").shutdown_timeout, ms(500));
     assert_eq!((run("-v c").verbosity, run("-q c").verbosity, run("-v -q c").verbosity), (1, -1, -1));
 }
@@ -156,6 +157,8 @@ fn complaints_name_the_bad_argument() {
         ("run --bind", "`--bind` needs a value"),
         ("run -w", "`-w` needs a value"),
         ("run --workers=0 c", "--workers: `0` is neither `auto` nor a number from 1"),
+        ("run -w 65536 c", "-w: `65536` is neither `auto` nor a number from 1 to 65535"),
+        ("run -w 99999999999999999999 c", "-w: `99999999999999999999` is neither"),
         ("run -wx c", "-w: `x` is neither"),
         ("run -w -1 c", "-w: `-1` is neither"),
         ("run --workers= c", "--workers: `` is neither"),
@@ -173,6 +176,8 @@ fn complaints_name_the_bad_argument() {
         ("reload --status-file x --timeout 1", "`--timeout` goes with `--wait`"),
         ("reload 7", "`7` is one word too many"),
         ("run -rx c", "unknown option `-x`"),
+        ("run --bind= c", "--bind: `` is no ADDR"),
+        ("run -b web= c", "-b: `web=` has no ADDR"),
         ("run -b =:80 c", "-b: `=:80` has an empty NAME"),
         ("run --shutdown-timeout -1 c", "--shutdown-timeout: `-1` is not a number of seconds"),
         ("run --shutdown-timeout inf c", "`inf` is not a number of seconds"),

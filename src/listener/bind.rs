@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// A killed master's workers may still be draining: how long an address in use is tried again at the start.
@@ -17,11 +18,21 @@ const IN_USE: Duration = Duration::from_secs(2);
 const IN_USE_STEP: Duration = Duration::from_millis(50);
 const UNIX_MODE: u32 = 0o660;
 
+/// A descriptor, a port, a pid: ASCII digits only, where std would take a plus sign, too.
+pub(crate) fn number<N: FromStr>(text: &str) -> Option<N> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// Reads `HOST:PORT`, `:PORT`, `[v6]:PORT`, `unix:PATH[,mode=OCTAL]` or `fd://N`. `:PORT` and a host with several
 /// addresses are several sockets, which share one port.
 pub(crate) fn parse(addr: &str) -> Result<Vec<Want>> {
+    if addr.is_empty() {
+        return Err(Error::config("bind", "the address is empty"));
+    }
     if let Some(rest) = addr.strip_prefix("unix:") {
         let (path, mode) = match rest.rsplit_once(",mode=") {
+            // `+660` would be something else to chmod(1).
+            Some((path, mode)) if mode.starts_with('+') => (path, None),
             Some((path, mode)) => (path, u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o777)),
             None => (rest, Some(UNIX_MODE)),
         };
@@ -32,10 +43,10 @@ pub(crate) fn parse(addr: &str) -> Result<Vec<Want>> {
         return Ok(vec![Want::Unix { path: path.into(), mode }]);
     }
     if let Some(number) = addr.strip_prefix("fd://") {
-        let fd = number.parse().ok().filter(|fd| *fd >= 0);
-        return Ok(vec![Want::Fd(fd.ok_or_else(|| Error::config(addr, "is not a descriptor's number"))?)]);
+        let fd = self::number(number).ok_or_else(|| Error::config(addr, "is not a descriptor's number"))?;
+        return Ok(vec![Want::Fd(fd)]);
     }
-    let port = addr.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let port = addr.rsplit_once(':').and_then(|(host, port)| Some((host, number::<u16>(port)?)));
     let Some((host, port)) = port else {
         return Err(Error::config(
             addr,
@@ -78,7 +89,9 @@ pub(crate) fn bind(want: &Want, pause: &mut dyn FnMut(Duration) -> bool) -> Resu
             Err(e) => {
                 let retry = e.kind() == io::ErrorKind::AddrInUse && sys::now() < begun + IN_USE;
                 if retry && !std::mem::replace(&mut said, true) {
-                    log::warn(format!("{} is in use; trying again for {} s", want.request(), IN_USE.as_secs()));
+                    let request = want.request();
+                    let shown = log::Shown(Path::new(&request));
+                    log::warn(format!("{shown} is in use; trying again for {} s", IN_USE.as_secs()));
                 }
                 if !retry || pause(IN_USE_STEP) {
                     return Err(Error::new(Op::Bind, want.request(), e));
@@ -115,4 +128,17 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<(OwnedFd, (u64, u64))> {
     let meta = std::fs::symlink_metadata(path)?;
     sys::net::listen(fd.as_fd())?;
     Ok((fd, (meta.dev(), meta.ino())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn a_number_is_digits() {
+        assert_eq!((number("3"), number("007"), number("65535")), (Some(3), Some(7), Some(65_535_u16)));
+        for bad in ["", "+3", "-1", " 3", "3 ", "3x", "0x3", "65536"] {
+            assert_eq!(number::<u16>(bad), None, "{bad}");
+        }
+    }
 }

@@ -20,12 +20,14 @@ impl Command {
     /// Its file, if that can be executed.
     pub(super) fn find(&self) -> Result<PathBuf> {
         let name = self.argv.first().ok_or_else(|| Error::config("", "COMMAND is empty"))?;
-        let fail = |kind, why: &str| Error::new(Op::Command, name.to_string_lossy(), io::Error::new(kind, why));
+        let fail = |cause| Error::new(Op::Command, name.to_string_lossy(), cause);
         let known = self.path.clone();
         let found = known.or_else(|| handoff::search(name).map(|path| handoff::absolute(&path)));
-        let path = found.filter(|path| path.exists());
-        let path = path.ok_or_else(|| fail(io::ErrorKind::NotFound, "no such file, neither here nor in PATH"))?;
-        handoff::executable(&path).map_err(|unfit| fail(io::ErrorKind::PermissionDenied, &unfit.why))?;
+        let path = found.ok_or_else(|| fail(io::Error::new(io::ErrorKind::NotFound, "is not in PATH")))?;
+        // No such file, or a directory that may not be searched: the kernel's own word.
+        std::fs::metadata(&path).map_err(fail)?;
+        let unfit = |unfit: handoff::Unfit| fail(io::Error::new(io::ErrorKind::PermissionDenied, unfit.why));
+        handoff::executable(&path).map_err(unfit)?;
         Ok(path)
     }
 
