@@ -74,9 +74,7 @@ fn a_worker_finds_its_sockets_as_from_systemd_and_nothing_else() {
         assert_eq!(u32::from_str_radix(flags, 8).unwrap() & 0o2_004_000, 0, "blocking, and not close-on-exec: {flags}");
         // A shell blocks signals now and then: wait for what it becomes.
         let proc_file = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", pid[0])).unwrap();
-        while proc_file("comm") != "sleep\n" {
-            sh("true", "");
-        }
+        until(|| proc_file("comm"), || proc_file("comm") == "sleep\n");
         let status = proc_file("status");
         let signals = (told(&status, "SigBlk:"), told(&status, "SigIgn:"), sockets);
         assert_eq!(u64::from_str_radix(&signals.1[0], 16).unwrap() & 1 << 12, 0, "SIGPIPE has its default action");

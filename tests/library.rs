@@ -80,9 +80,7 @@ fn what_is_being_answered_is_finished_first() {
     proc.signal("HUP");
     proc.line("draining 2 workers");
     // The one that has nothing to do is gone: the other has been asked, too.
-    while proc.children().0.len() > 1 {
-        sh("sleep 0.01", "");
-    }
+    until(|| proc.log(), || proc.children().0.len() == 1);
     // Queued meanwhile, for nobody accepts.
     let queued = std::thread::spawn({
         let addr = addr.clone();
@@ -355,32 +353,56 @@ fn threads_beside_the_master_are_named_and_run_wants_the_main_thread() {
     assert_eq!(error.to_string(), "wrong value `run`: must be called on the main thread");
 }
 
+/// How each thread of these processes waits and how often it has run, if all of them wait for ever: no timeout, no timer.
+fn at_rest(pids: &[u32]) -> Option<Vec<String>> {
+    let list = |path: String| std::fs::read_dir(path).unwrap().flatten().map(|entry| entry.path());
+    let timer = |fd: std::path::PathBuf| std::fs::read_link(fd).is_ok_and(|to| to.ends_with("anon_inode:[timerfd]"));
+    let mut waits = Vec::new();
+    for pid in pids {
+        let timers = std::fs::read_to_string(format!("/proc/{pid}/timers")).unwrap_or_default();
+        if !timers.is_empty() || list(format!("/proc/{pid}/fd")).any(timer) {
+            return None;
+        }
+        for task in list(format!("/proc/{pid}/task")) {
+            let call = std::fs::read_to_string(task.join("syscall")).unwrap();
+            let for_ever = match call.split_whitespace().collect::<Vec<_>>()[..] {
+                // poll(2) with -1, an int: the low half of the register; ppoll(2) without a timespec.
+                ["7", _, _, timeout, ..] => timeout.ends_with("ffffffff"),
+                ["271", _, _, timeout, ..] => timeout == "0x0",
+                _ => false,
+            };
+            if !for_ever {
+                return None;
+            }
+            let status = std::fs::read_to_string(task.join("status")).unwrap();
+            waits.push(call);
+            waits.extend(status.lines().filter(|line| line.contains("ctxt_switches")).map(str::to_owned));
+        }
+    }
+    Some(waits)
+}
+
 #[test]
-fn an_idle_master_does_not_wake_up() {
+fn an_idle_service_does_not_wake_up() {
     let dir = Dir::new();
     // Polling is what wakes up.
     let watch: &[&str] = if cfg!(refork_portable) { &[] } else { &["watch=executable"] };
-    let (mut proc, addr) = probe(&dir, watch);
+    let (mut proc, addr) = probe(&dir, &[&["workers=2"], watch].concat());
     get(&addr, "/").unwrap();
-    let switches = || {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", proc.pid())).unwrap().flatten();
-        let status = tasks.map(|task| std::fs::read_to_string(task.path().join("status")).unwrap());
-        status
-            .flat_map(|s| s.lines().filter(|l| l.contains("ctxt_switches")).map(str::to_owned).collect::<Vec<_>>())
-            .collect::<Vec<_>>()
-    };
-    // Settled: the same twice. Then nothing moves while another process lives a second.
-    let mut before = switches();
-    for _ in 0..100 {
-        sh("sleep 0.05", "");
-        let now = switches();
-        if now == before {
-            break;
-        }
-        before = now;
+    let pids = [vec![proc.pid()], proc.children().0].concat();
+    assert_eq!(pids.len(), 3);
+    let file = format!("/proc/{}/syscall", proc.pid());
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) || std::fs::read_to_string(file).is_err() {
+        return println!("skipped: nobody tells in which system call a thread waits");
     }
-    sh("sleep 1.5", "");
-    assert_eq!(switches(), before);
+    // The same twice, and nobody ran in between: when the first look ended all of them waited at once, and nobody is
+    // left to wake another.
+    let mut before = None;
+    let unrest = || sh(&pids.iter().map(|pid| format!("cat /proc/{pid}/task/*/syscall; ")).collect::<String>(), "");
+    until(unrest, || {
+        let last = std::mem::replace(&mut before, at_rest(&pids));
+        last.is_some() && last == before
+    });
     proc.stop();
 }
 

@@ -27,14 +27,11 @@ fn tag(addr: &str) -> String {
 
 /// Zombies and live children settle a moment after a line: until there are `n` and none.
 fn settle(proc: &Proc, n: usize) {
-    for _ in 0..400 {
+    let wrong = || format!("children {:?}, wanted {n}:\n{}", proc.children(), proc.log());
+    until(wrong, || {
         let (live, zombies) = proc.children();
-        if (live.len(), zombies) == (n, 0) {
-            return;
-        }
-        sh("sleep 0.02", "");
-    }
-    panic!("children {:?}, wanted {n}:\n{}", proc.children(), proc.log());
+        (live.len(), zombies) == (n, 0)
+    });
 }
 
 /// The status file, as a shell reads it.
@@ -44,13 +41,7 @@ fn status(path: &str, key: &str) -> String {
 
 /// The line comes a moment before the file.
 fn status_is(path: &str, key: &str, value: &str) {
-    for _ in 0..400 {
-        if status(path, key) == value {
-            return;
-        }
-        sh("sleep 0.02", "");
-    }
-    panic!("{key} is {:?}, not {value:?}", status(path, key));
+    until(|| format!("{key} is {:?}, not {value:?}", status(path, key)), || status(path, key) == value);
 }
 
 #[test]
@@ -399,13 +390,7 @@ fn a_thousand_signals_are_a_few_reloads() {
 fn settle_idle(dir: &Dir, proc: &Proc, addr: &str) {
     dir.probe("probe", "last");
     proc.signal("HUP");
-    for _ in 0..400 {
-        if tag(addr) == "last" {
-            return;
-        }
-        sh("sleep 0.02", "");
-    }
-    panic!("the last version does not serve");
+    until(|| "the last version does not serve".into(), || tag(addr) == "last");
 }
 
 #[test]
@@ -466,7 +451,8 @@ fn a_master_that_is_killed_leaves_nobody_whatever_it_was_doing() {
         signal(proc.pid(), "KILL");
         // Standard error closes when the last process has ended; a trial's output is not it, so look.
         assert!(!proc.end().success());
-        sh(&format!("while pgrep -f '^{} ' >/dev/null; do sleep 0.02; done", dir.str("probe")), "");
+        let left = || sh(&format!("pgrep -f '^{} ' || true", dir.str("probe")), "");
+        until(|| format!("{stage}: left are {}", left()), || left().is_empty());
         dir.probe("probe", "v3");
         let mut proc = Proc::start(dir.str("probe"), &[&format!("bind={addr}")]);
         proc.line("ready: generation 1");

@@ -86,6 +86,15 @@ pub fn sh(script: &str, input: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Looks again and again until it is so. For what has no line, no exit and no answer to wait for.
+pub fn until(what: impl Fn() -> String, mut fact: impl FnMut() -> bool) {
+    let deadline = Instant::now() + CEILING;
+    while !fact() {
+        assert!(Instant::now() < deadline, "{}", what());
+        std::thread::yield_now();
+    }
+}
+
 /// A running process. Its standard error is heard, its standard output collected.
 pub struct Proc {
     child: Child,
