@@ -244,6 +244,38 @@ fn a_workers_child_sees_neither_the_hand_off_nor_foreign_descriptors() {
 }
 
 #[test]
+fn a_worker_has_its_own_descriptors_and_the_signals_of_the_first_start() {
+    let dir = Dir::new();
+    let image = dir.probe("probe", "v1");
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("trap '' WINCH; exec {image} bind=127.0.0.1:0 workers=2 watch=executable")]);
+    let mut proc = Proc::spawn(command);
+    let addr = proc.addr();
+    for generation in 1..=2 {
+        proc.line(&format!("ready: generation {generation}"));
+        let mut slots = std::collections::BTreeSet::new();
+        while slots.len() < 2 {
+            let answer = get(&addr, "/fds").unwrap();
+            // The listener, the channel to the master, this connection; no other's, no watch, no image.
+            let held = |what: &str| answer.lines().skip(1).filter(|line| line.contains(what)).count();
+            assert_eq!((held(" socket:"), held(" anon_inode:"), held("/probe")), (3, 0, 0), "{answer}");
+            let status = std::fs::read_to_string(format!("/proc/{}/status", field(&answer, "pid"))).unwrap();
+            let bits = |name: &str| {
+                let value = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+                u64::from_str_radix(value.trim(), 16).unwrap()
+            };
+            assert_eq!(bits("SigBlk:"), 0, "no signal is blocked: {status}");
+            assert_ne!(bits("SigIgn:") & 1 << 27, 0, "SIGWINCH is ignored: {status}");
+            slots.insert(field(&answer, "slot"));
+        }
+        if generation == 1 {
+            proc.signal("HUP");
+        }
+    }
+    proc.stop();
+}
+
+#[test]
 fn an_image_that_cannot_be_executed_costs_nothing() {
     let dir = Dir::new();
     let (mut proc, addr) = probe(&dir, &[]);
@@ -293,6 +325,19 @@ fn a_dead_master_leaves_no_orphans() {
     let mut proc = Proc::start(dir.str("probe"), &[&again]);
     proc.line("ready: generation 1");
     proc.stop();
+}
+
+#[test]
+fn a_dead_master_leaves_no_worker_that_hangs() {
+    if cfg!(any(not(target_os = "linux"), refork_portable)) {
+        return; // Nothing tells a worker that does not ask.
+    }
+    let dir = Dir::new();
+    let (mut proc, addr) = probe(&dir, &["timeout=500"]);
+    let _client = hang(&addr);
+    signal(proc.pid(), "KILL");
+    // It is told to finish, and does not: nobody but the kernel is left to end it.
+    assert!(!proc.end().success());
 }
 
 #[test]

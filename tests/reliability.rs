@@ -295,6 +295,30 @@ fn sigterm_at_any_stage_ends_cleanly() {
 }
 
 #[test]
+fn a_signal_that_comes_while_the_hand_off_waits_is_not_lost() {
+    for order in ORDERS {
+        let dir = Dir::new();
+        std::fs::create_dir(dir.path("src")).unwrap();
+        let fifo = dir.str("fifo");
+        sh(&format!("mkfifo '{fifo}'"), "");
+        let (watch, filter) = (format!("watch={}", dir.str("src")), format!("filter={fifo}"));
+        // The status file is replaced before a hand-off begins: it says how far the master is.
+        let file = dir.str("status");
+        let status = format!("status={file}");
+        let (mut proc, _) = probe(&dir, &["check=off", &watch, &filter, &status, order]);
+        dir.save("src/held.py", "");
+        // Opened when the watcher has opened it, too: from now on it keeps every hand-off waiting.
+        let held = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+        proc.signal("HUP");
+        status_is(&file, "generation", "2");
+        proc.signal("TERM");
+        drop(held);
+        assert_eq!(proc.end().code(), Some(0), "{order}: {}", proc.log());
+        assert_eq!(proc.count("stopping on SIGTERM"), 1, "{order}: {}", proc.log());
+    }
+}
+
+#[test]
 fn a_reload_asked_for_during_a_reload_happens_once_afterwards() {
     if !ROLLS_BACK {
         return;
@@ -331,6 +355,31 @@ fn no_edit_is_lost_whenever_the_last_save_comes() {
             assert_eq!(field(&get(&addr, "/").unwrap(), "ppid"), proc.pid().to_string());
             proc.stop();
         }
+    }
+}
+
+#[test]
+fn an_edit_between_two_images_is_not_lost() {
+    for order in ORDERS {
+        let dir = Dir::new();
+        std::fs::create_dir(dir.path("src")).unwrap();
+        let watch = format!("watch={}", dir.str("src"));
+        let (mut proc, addr) = probe(&dir, &["check=off", "rollback=off", &watch, order]);
+        let (new, fifo) = (dir.probe("new", "v2"), dir.str("fifo"));
+        sh(&format!("mkfifo '{fifo}'"), "");
+        // Neither the old image nor the new: it begins to be the new one when the FIFO is opened.
+        let between = format!("#!/bin/sh\necho between >&2\nread -r _ < '{fifo}'\nexec '{new}' \"$@\"\n");
+        dir.script("probe", &between);
+        proc.signal("HUP");
+        proc.line("between");
+        dir.probe("probe", "v3");
+        dir.save("src/code.py", "edited");
+        std::fs::write(&fifo, "\n").unwrap();
+        let line = proc.line("reload #2: change: ");
+        assert!(line.contains(&dir.str("src")), "{line}");
+        proc.line("reload #2: done");
+        assert_eq!(tag(&addr), "v3");
+        proc.stop();
     }
 }
 

@@ -1,8 +1,9 @@
 //! The server under test: it tells about itself, and does on request what servers do by accident.
 //!
-//! `probe KEY=VALUE...`: `bind=ADDR`, `bind=NAME=ADDR`, `workers=N`, `watch=PATH`, `watch=executable`, `timeout=MS`,
-//! `debounce=MS`, `poll=MS`, `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`,
-//! `rollback=off`, `status=PATH`, and for `command=SCRIPT`, which sh runs: `ready=MS|notify`, `checkcmd=CMD`, `stop=N`.
+//! `probe KEY=VALUE...`: `bind=ADDR`, `bind=NAME=ADDR`, `workers=N`, `watch=PATH`, `watch=executable`, `filter=FIFO`
+//! (the watcher reads it when it first sees `held.py`), `timeout=MS`, `debounce=MS`, `poll=MS`,
+//! `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`, `rollback=off`, `status=PATH`,
+//! and for `command=SCRIPT`, which sh runs: `ready=MS|notify`, `checkcmd=CMD`, `stop=N`.
 //! Its version is what follows `TAG:` at the end of its own file, so that a copy with another tag is new code. A tag
 //! that contains one of these words is code that is ill: `crashes`, `exits`, `hangs` in `main`; `misconfigured`,
 //! `rebinds` in `run`; `unwell`, `aborts`, `dawdles` (is never ready) in its workers. `lives` calls nothing of its
@@ -18,6 +19,7 @@ use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 fn main() -> refork::Result<()> {
@@ -51,6 +53,15 @@ fn main() -> refork::Result<()> {
             "workers" => master.workers(value.parse().expect("a number")),
             "watch" if value == "executable" => master.watch_executable(),
             "watch" => master.watch(value),
+            "filter" => {
+                let (fifo, held) = (value.to_owned(), AtomicBool::new(false));
+                master.watch_filter(move |path| {
+                    if path.ends_with("held.py") && !held.swap(true, SeqCst) {
+                        let _ = std::fs::read(&fifo);
+                    }
+                    true
+                })
+            }
             "timeout" => master.shutdown_timeout(ms()),
             "debounce" => master.debounce(ms(), 10 * ms()),
             "handover" => master.handover(if value == "overlap" { Handover::Overlap } else { Handover::DrainFirst }),
