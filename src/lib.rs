@@ -52,7 +52,7 @@ pub use error::{Error, Result};
 pub use handoff::{adopt_inherited_sockets, exec_self_with_sockets};
 pub use listener::{Addr, Listener, Stream};
 pub use log::{log_level, monotonic, Level, Sink};
-pub use master::{reload, Handover, Master, Ready};
+pub use master::{exists, reload, Handover, Master, Ready};
 pub use watch::{Backend, FileChangeWatcher, Trouble};
 pub use worker::Worker;
 

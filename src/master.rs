@@ -109,8 +109,15 @@ impl fmt::Debug for Master {
 /// that does not handle SIGHUP ends.
 pub fn reload(pid: u32) -> Result<()> {
     // What does not fit is nobody's.
-    let asked = sys::process::hang_up(i32::try_from(pid).unwrap_or(0));
+    let asked = sys::process::ask(i32::try_from(pid).unwrap_or(0), libc::SIGHUP);
     asked.map_err(|e| Error::new(Op::Ask, format!("process {pid}"), e))
+}
+
+/// Is there a process with this pid? Whether it is a master cannot be known, nor whether it is the one that had the number
+/// before; a process that has ended counts until its parent has asked for it.
+pub fn exists(pid: u32) -> bool {
+    let asked = sys::process::ask(i32::try_from(pid).unwrap_or(0), 0);
+    !asked.is_err_and(|e| e.raw_os_error() == Some(libc::ESRCH))
 }
 
 impl Default for Master {

@@ -52,8 +52,11 @@ impl Status {
     /// Why nobody is to be asked: the process that wrote it does not live (another one may have got its number), or a
     /// HUP would be in vain, or would end a process that has left `Master::run`.
     fn gone(&self) -> Option<String> {
-        // Without a start time (no /proc) the signal itself finds out.
-        let lives = self.start_time.is_empty() || start_time(self.pid).is_some_and(|time| time == self.start_time);
+        let lives = match self.start_time.as_str() {
+            // No /proc where it was written: another process may have got the number, but nobody has not.
+            "" => refork::exists(self.pid),
+            time => start_time(self.pid).is_some_and(|now| now == time),
+        };
         let what = match self.state.as_str() {
             "stopping" if lives => "is stopping",
             "stopped" => "has ended",

@@ -113,6 +113,26 @@ fn a_reload_that_a_stop_ends_is_no_success() {
     assert_eq!(proc.end().code(), Some(0));
 }
 
+/// The status file as the master of a system without /proc writes it: no start time tells its process from another.
+#[test]
+fn a_master_that_is_killed_is_no_outcome_without_a_start_time_either() {
+    let dir = Dir::new();
+    let mut proc = service(&dir, &[]);
+    let text = std::fs::read_to_string(dir.path("status")).unwrap();
+    let time = text.lines().find(|line| line.starts_with("start_time=")).unwrap();
+    std::fs::write(dir.path("other"), text.replace(time, "start_time=''")).unwrap();
+    let other = dir.str("other");
+    let waiting = std::thread::spawn(move || reload(&["--status-file", &other, "--wait", "--timeout", "20"]));
+    proc.line("reload #1: asked for by SIGHUP");
+    proc.signal("KILL");
+    // Reaped, too.
+    assert!(!proc.end().success());
+    let expected = format!("refork: the master (process {}) has ended\n", proc.pid());
+    for output in [waiting.join().unwrap(), reload(&["--status-file", &dir.str("other")])] {
+        assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), expected.clone()));
+    }
+}
+
 #[test]
 fn an_answer_that_cannot_be_written_is_no_panic() {
     if !std::path::Path::new("/dev/full").exists() {

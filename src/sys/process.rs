@@ -290,13 +290,13 @@ pub(crate) fn kill(pid: Pid, signal: libc::c_int) -> io::Result<()> {
     cvt(unsafe { libc::kill(pid.0, signal) }).map(drop)
 }
 
-/// kill(2), SIGHUP for another process that is a master. ESRCH: there is none; EPERM: it is somebody else's.
-pub(crate) fn hang_up(pid: libc::pid_t) -> io::Result<()> {
+/// kill(2), SIGHUP for another process that is a master, or 0 for nothing. ESRCH: there is none; EPERM: somebody else's.
+pub(crate) fn ask(pid: libc::pid_t, signal: libc::c_int) -> io::Result<()> {
     if pid < 1 {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     // SAFETY: no pointers; `pid` is positive, so it names one process.
-    cvt(unsafe { libc::kill(pid, libc::SIGHUP) }).map(drop)
+    cvt(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
 /// kill(2) for the worker's process group, which has its pid as number as long as anybody is in it.
