@@ -95,6 +95,43 @@ fn what_is_being_answered_is_finished_first() {
     proc.stop();
 }
 
+#[test]
+fn a_starter_that_blocks_sigterm_takes_the_drain_from_nobody() {
+    if !Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        return println!("skipped: python3 is not there");
+    }
+    let dir = Dir::new();
+    let fifo = dir.str("fifo");
+    sh(&format!("mkfifo {fifo}"), "");
+    let starter = "import os, signal, sys\n\
+                   signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGWINCH])\n\
+                   os.execv(sys.argv[1], sys.argv[1:])";
+    let mut command = Command::new("python3");
+    command.args(["-c", starter, &dir.probe("probe", "v1"), "bind=127.0.0.1:0", "workers=2", "timeout=600000"]);
+    let mut proc = Proc::spawn(command);
+    let addr = proc.addr();
+    proc.line("ready: generation 1");
+    // The next image knows of it, too, and the old workers drain.
+    proc.signal("HUP");
+    proc.line("ready: generation 2");
+    let pid = field(&get(&addr, "/").unwrap(), "pid");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim();
+    assert_eq!(u64::from_str_radix(blocked, 16).unwrap(), 1 << 27, "what else the starter blocked: {status}");
+    let path = format!("/fifo{fifo}");
+    let answer = std::thread::spawn(move || get(&addr, &path));
+    // Returns when the worker has opened it for reading: the request is being answered.
+    let write = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    proc.signal("TERM");
+    proc.line("stopping on SIGTERM: draining 2 workers");
+    until(|| proc.log(), || proc.children().0.len() == 1);
+    std::io::Write::write_all(&mut { write }, b"finished\n").unwrap();
+    let answer = answer.join().unwrap().unwrap();
+    assert!(answer.contains("gen=2") && answer.contains("finished"), "{answer}");
+    assert_eq!(proc.end().code(), Some(0), "{}", proc.log());
+    assert_eq!(proc.count("SIGKILL"), 0, "{}", proc.log());
+}
+
 /// Sends a request that is never finished, and returns when the worker is at it.
 fn hang(addr: &str) -> std::net::TcpStream {
     use std::io::{BufRead, BufReader, Write};
