@@ -1,8 +1,5 @@
 //! The difference of two states of a directory.
 
-/// A file's name. Boxed: a sweep keeps many.
-pub(crate) type Name = Box<[u8]>;
-
 /// A file's state as one number: a digest of device, inode, size, mtime and ctime. States are compared for *inequality*:
 /// a clock that steps back hides nothing.
 pub(crate) type State = u64;
@@ -17,26 +14,56 @@ pub(crate) fn digest(fields: &[u64]) -> State {
     hash ^ hash >> 32
 }
 
-/// Calls `changed` with each name that is in only one of two sorted lists, or in both with different states.
-pub(crate) fn difference<T: PartialEq>(
-    old: &[(Name, T)],
-    new: &[(Name, T)],
-    mut changed: impl FnMut(&Name, Option<&T>, Option<&T>),
-) {
-    let (mut i, mut j) = (0, 0);
-    while i < old.len() || j < new.len() {
-        let order = match (old.get(i), new.get(j)) {
-            (Some(a), Some(b)) => a.0.cmp(&b.0),
+/// The files of a directory, in the order of their names. All names are in one buffer, each with a NUL after it, for a
+/// sweep keeps many.
+#[derive(Default)]
+pub(crate) struct Files {
+    names: Vec<u8>,
+    states: Vec<State>,
+}
+
+impl Files {
+    /// The name comes after those that are there, and contains no NUL.
+    pub(crate) fn push(&mut self, name: &[u8], state: State) {
+        self.names.extend_from_slice(name);
+        self.names.push(0);
+        self.states.push(state);
+    }
+
+    /// Gives back the memory that is not used.
+    pub(crate) fn shrink(&mut self) {
+        self.names.shrink_to_fit();
+        self.states.shrink_to_fit();
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], State)> {
+        names(&self.names).zip(self.states.iter().copied())
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&[u8], &mut State)> {
+        names(&self.names).zip(&mut self.states)
+    }
+}
+
+/// The names in a buffer, each of which has a NUL after it.
+pub(crate) fn names(buffer: &[u8]) -> impl Iterator<Item = &[u8]> {
+    buffer.split_inclusive(|byte| *byte == 0).map(|name| &name[..name.len() - 1])
+}
+
+/// Calls `changed` with each name that is in only one of the two, or in both with different states.
+pub(crate) fn difference(old: &Files, new: &Files, mut changed: impl FnMut(&[u8], Option<State>, Option<State>)) {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (Some(a), Some(b)) => a.0.cmp(b.0),
             (Some(_), None) => std::cmp::Ordering::Less,
-            (None, _) => std::cmp::Ordering::Greater,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (None, None) => return,
         };
-        match order {
-            std::cmp::Ordering::Less => changed(&old[i].0, Some(&old[i].1), None),
-            std::cmp::Ordering::Greater => changed(&new[j].0, None, Some(&new[j].1)),
-            std::cmp::Ordering::Equal if old[i].1 != new[j].1 => changed(&old[i].0, Some(&old[i].1), Some(&new[j].1)),
-            std::cmp::Ordering::Equal => {}
+        let (was, is) = (old.next_if(|_| order.is_le()), new.next_if(|_| order.is_ge()));
+        let states = (was.map(|(_, state)| state), is.map(|(_, state)| state));
+        if let Some((name, _)) = was.or(is).filter(|_| states.0 != states.1) {
+            changed(name, states.0, states.1);
         }
-        i += usize::from(order.is_le());
-        j += usize::from(order.is_ge());
     }
 }

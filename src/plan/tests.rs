@@ -7,7 +7,7 @@ mod supervisor;
 
 use super::backoff::Backoff;
 use super::debounce::Debounce;
-use super::snapshot::{difference, Name};
+use super::snapshot::{difference, Files};
 use super::token::{Carried, OldWorker, Origin, Token, Watched};
 use crate::log::Trigger;
 use std::time::Duration;
@@ -77,16 +77,23 @@ fn debounce_reads_late_in_a_burst_only_and_never_past_the_deadline() {
 
 #[test]
 fn difference_names_what_came_went_and_changed() {
-    let list =
-        |items: &[(&str, u64)]| items.iter().map(|(n, s)| (n.as_bytes().into(), *s)).collect::<Vec<(Name, u64)>>();
-    let old = list(&[("a", 1), ("b", 1), ("d", 1)]);
-    let new = list(&[("b", 2), ("c", 1), ("d", 1), ("e", 1)]);
+    let list = |items: &[(&str, u64)]| {
+        let mut files = Files::default();
+        items.iter().for_each(|(name, state)| files.push(name.as_bytes(), *state));
+        files
+    };
+    // Also one name that begins another, a newline, the first byte after the NUL.
+    let old = list(&[("a", 1), ("a\u{1}", 1), ("b", 1), ("d", 1), ("n\n", 1)]);
+    let new = list(&[("a\u{1}", 1), ("aa", 1), ("b", 2), ("c", 1), ("d", 1), ("e", 1), ("n\n", 2)]);
     let mut seen = Vec::new();
     difference(&old, &new, |name, was, is| {
-        seen.push(format!("{} {}{}", String::from_utf8_lossy(name), u8::from(was.is_some()), u8::from(is.is_some())));
+        seen.push(format!("{} {}{}", name.escape_ascii(), u8::from(was.is_some()), u8::from(is.is_some())));
     });
-    assert_eq!(seen, ["a 10", "b 11", "c 01", "e 01"]);
+    assert_eq!(seen, ["a 10", "aa 01", "b 11", "c 01", "e 01", "n\\n 11"]);
     difference(&new, &new, |name, _, _| panic!("{name:?} is the same"));
+    let mut gone = 0;
+    difference(&old, &Files::default(), |_, _, is| gone += u32::from(is.is_none()));
+    assert_eq!(gone, 5);
 }
 
 fn full() -> Token {

@@ -6,7 +6,7 @@
 use super::batch::Batch;
 use super::dir::{self, Dir, Kind};
 use super::filter::Filter;
-use crate::plan::snapshot::{difference, digest, Name, State};
+use crate::plan::snapshot::{difference, digest, names, Files, State};
 use crate::plan::Moment;
 use crate::sys::{self, process::Gate, Stat};
 use std::collections::HashSet;
@@ -39,13 +39,13 @@ struct Snap {
     /// 0: to be listed again.
     own: State,
     id: (u64, u64),
-    files: Vec<(Name, State)>,
-    dirs: Vec<(Name, Snap)>,
+    files: Files,
+    dirs: Vec<(Box<[u8]>, Snap)>,
 }
 
 impl Snap {
     fn digest(&self, hash: u64) -> u64 {
-        let hash = self.files.iter().fold(hash, |hash, (name, state)| fold(hash, name, *state));
+        let hash = self.files.iter().fold(hash, |hash, (name, state)| fold(hash, name, state));
         self.dirs.iter().fold(hash, |hash, (name, snap)| snap.digest(fold(hash, name, 1)))
     }
 }
@@ -216,7 +216,7 @@ impl Poll {
     /// The names are the same: states what is known. `None`: they are not, after all.
     fn restate(&mut self, dir: &Dir, snap: &mut Snap, path: &mut Vec<u8>, cx: &mut Context<'_>) -> Option<Vec<Stat>> {
         let len = path.len();
-        for (name, state) in &mut snap.files {
+        for (name, state) in snap.files.iter_mut() {
             let stat = dir.stat(name, self.follow).ok().filter(|stat| !stat.is_dir())?;
             let is = dir::state(&stat);
             if std::mem::replace(state, is) != is && cx.report {
@@ -242,32 +242,34 @@ impl Poll {
         cx: &mut Context<'_>,
     ) -> io::Result<Vec<Stat>> {
         let len = path.len();
-        let (mut names, mut files, mut found) = (Vec::new(), Vec::new(), Vec::new());
+        let mut listed = Vec::new();
         dir.each(&mut self.entries, &mut |name, kind| {
             path.truncate(len);
             dir::join(path, name);
             // Most names count for nothing and are not worth a stat.
             let is_file = kind == Kind::Other;
             if cx.filter.counts(path, inner) || !is_file && !cx.filter.prunes(path, inner) {
-                names.push(Name::from(name));
+                listed.extend_from_slice(name);
+                listed.push(0);
             }
         })?;
-        for name in names {
+        let mut sorted: Vec<&[u8]> = names(&listed).collect();
+        sorted.sort_unstable();
+        let (mut files, mut found) = (Files::default(), Vec::new());
+        for name in sorted {
             path.truncate(len);
-            dir::join(path, &name);
-            let Ok(stat) = dir.stat(&name, self.follow) else { continue };
+            dir::join(path, name);
+            let Ok(stat) = dir.stat(name, self.follow) else { continue };
             if stat.is_dir() {
                 if !cx.filter.prunes(path, inner) {
                     found.push((name, stat));
                 }
             } else if cx.filter.counts(path, inner) {
-                files.push((name, dir::state(&stat)));
+                files.push(name, dir::state(&stat));
             }
         }
         path.truncate(len);
-        files.shrink_to_fit();
-        files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        files.shrink();
         if cx.report {
             difference(&snap.files, &files, |name, _, _| {
                 dir::join(path, name);
@@ -278,10 +280,11 @@ impl Poll {
         snap.files = files;
         let mut old = std::mem::take(&mut snap.dirs);
         let mut stats = Vec::with_capacity(found.len());
+        snap.dirs.reserve_exact(found.len());
         for (name, stat) in found {
-            let was = old.binary_search_by(|(old, _)| old.cmp(&name)).ok();
+            let was = old.binary_search_by(|(old, _)| (**old).cmp(name)).ok();
             let child = was.map(|at| std::mem::take(&mut old[at].1)).unwrap_or_default();
-            snap.dirs.push((name, child));
+            snap.dirs.push((name.into(), child));
             stats.push(stat);
         }
         for (name, gone) in &old {
@@ -299,7 +302,7 @@ fn report_all(snap: &Snap, path: &mut Vec<u8>, cx: &mut Context<'_>) {
         return;
     }
     let len = path.len();
-    for (name, _) in &snap.files {
+    for (name, _) in snap.files.iter() {
         dir::join(path, name);
         cx.batch.report(path);
         path.truncate(len);
