@@ -134,7 +134,7 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
     let watched = token.as_ref().map(|token| token.watched).unwrap_or_default();
     watching::inherit(&mut watcher, watched);
     // What was carried tells of changes since: then the workers come first, for a gap is worse than a reload too many.
-    let armed = watched == Watched::Nothing;
+    let armed = watched == Watched::default();
     if armed {
         watching::arm(&mut watcher, token.is_none())?;
     }

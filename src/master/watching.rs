@@ -97,10 +97,9 @@ pub(super) fn set_quiet(watcher: &FileChangeWatcher, quiet: Duration) {
 
 /// What the image before has carried goes to the watcher; if nobody watches any more, it goes.
 pub(super) fn inherit(watcher: &mut Option<FileChangeWatcher>, watched: Watched) {
-    match (watcher, watched) {
-        (Some(watcher), watched) => watcher.inherit(watched),
-        (None, Watched::Queue(fd)) => drop(sys::fd::adopt_own(fd)),
-        (None, Watched::Nothing | Watched::Digest(_)) => {}
+    match watcher {
+        Some(watcher) => watcher.inherit(watched),
+        None => drop(watched.queue.map(sys::fd::adopt_own)),
     }
 }
 

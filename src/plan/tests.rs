@@ -120,7 +120,7 @@ fn full() -> Token {
         listeners: vec![bound, unix, given],
         workers: vec![OldWorker { kill_at: None, ..old.clone() }, old],
         ended: vec![78],
-        watched: Watched::Queue(8),
+        watched: Watched { queue: Some(8), digest: Some(0) },
         image: Some(11),
         bad: Some(0xabc),
         pending: Some(true),
@@ -133,9 +133,10 @@ fn full() -> Token {
 
 #[test]
 fn token_comes_back_as_it_went() {
-    let polled = Token { watched: Watched::Digest(u64::MAX), ..full() };
+    let polled = Token { watched: Watched { queue: None, digest: Some(u64::MAX) }, ..full() };
+    let told = Token { watched: Watched { queue: Some(0), digest: None }, ..full() };
     let bare = Token { pid: 1, ..Token::default() };
-    for token in [full(), polled, bare] {
+    for token in [full(), polled, told, bare] {
         let text = token.encode();
         assert!(text.bytes().all(|b| b.is_ascii_graphic() || b == b' '), "{text}");
         assert_eq!(Token::decode(&text).as_ref(), Some(&token), "{text}");
@@ -158,6 +159,8 @@ fn token_of_another_version_or_without_sense_is_refused() {
         "1 pid=1 path=%4",
         "1 pid=1 path=%zz",
         "1 pid=1 mask=xyz",
+        "1 pid=1 queue=",
+        "1 pid=1 queue=8 digest=0x1",
         "1  pid=1",
         "1 pid=1 gen=18446744073709551615",
         "1 pid=1 slots=18446744073709551615,1",

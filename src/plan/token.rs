@@ -71,13 +71,11 @@ pub(crate) struct OldWorker {
 
 /// What the watcher knew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Watched {
-    #[default]
-    Nothing,
+pub(crate) struct Watched {
     /// An inotify descriptor with its watches and its queue.
-    Queue(i32),
-    /// Polling: the digest of the last snapshot.
-    Digest(u64),
+    pub(crate) queue: Option<i32>,
+    /// The digest of the last snapshot of what is polled: everything, or what inotify cannot watch.
+    pub(crate) digest: Option<u64>,
 }
 
 /// Everything that crosses the exec beside the listeners' numbers.
@@ -144,10 +142,11 @@ impl Token {
         for pid in &self.ended {
             put("z", pid.to_string());
         }
-        match self.watched {
-            Watched::Nothing => {}
-            Watched::Queue(fd) => put("queue", fd.to_string()),
-            Watched::Digest(digest) => put("digest", format!("{digest:x}")),
+        if let Some(digest) = self.watched.digest {
+            put("digest", format!("{digest:x}"));
+        }
+        if let Some(fd) = self.watched.queue {
+            put("queue", fd.to_string());
         }
         if let Some(fd) = self.image {
             put("image", fd.to_string());
@@ -196,8 +195,8 @@ impl Token {
                 "l" => token.listeners.push(carried(value)?),
                 "w" => token.workers.push(old_worker(value)?),
                 "z" => token.ended.push(value.parse().ok()?),
-                "queue" => token.watched = Watched::Queue(value.parse().ok()?),
-                "digest" => token.watched = Watched::Digest(hex(value)?),
+                "queue" => token.watched.queue = Some(value.parse().ok()?),
+                "digest" => token.watched.digest = Some(hex(value)?),
                 "image" => token.image = Some(value.parse().ok()?),
                 "bad" => token.bad = Some(hex(value)?),
                 "pending" => token.pending = Some(value == "1"),

@@ -80,8 +80,9 @@ impl Eyes {
         trouble.iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
         let digest = eyes.publish(shared);
         if before.is_some() && before != digest {
-            // Which file it was nobody knows.
-            eyes.unseen = roots;
+            // Which file it was nobody knows, only where it was polled; if nothing is any more, not even that.
+            let suspects = roots.iter().filter(|root| digest.is_none() || eyes.poll.reaches(root));
+            eyes.unseen = suspects.cloned().collect();
         }
         Ok(eyes)
     }
@@ -166,6 +167,7 @@ impl Eyes {
     }
 
     /// The descriptor is readable.
+    #[cfg_attr(not(all(target_os = "linux", not(refork_portable))), allow(unused_variables, clippy::unused_self))]
     pub(super) fn read(&mut self, shared: &Shared, batch: &mut Batch, gate: &mut Option<Gate>) -> io::Result<()> {
         #[cfg(all(target_os = "linux", not(refork_portable)))]
         if let Some(inotify) = &mut self.inotify {
@@ -173,8 +175,8 @@ impl Eyes {
             inotify.read(&mut inotify::Context { filter: &filter, batch, gate })?;
             drop(filter);
             std::mem::take(&mut inotify.trouble).iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
+            self.take_rest(shared, batch, gate);
         }
-        self.take_rest(shared, batch, gate);
         Ok(())
     }
 
@@ -202,16 +204,21 @@ impl Eyes {
     }
 
     /// What inotify cannot watch is polled.
-    #[cfg_attr(not(all(target_os = "linux", not(refork_portable))), allow(unused_variables, clippy::unused_self))]
+    #[cfg(all(target_os = "linux", not(refork_portable)))]
     fn take_rest(&mut self, shared: &Shared, batch: &mut Batch, gate: &mut Option<Gate>) {
-        #[cfg(all(target_os = "linux", not(refork_portable)))]
-        for rest in self.inotify.iter_mut().flat_map(|inotify| std::mem::take(&mut inotify.rest)).collect::<Vec<_>>() {
-            let filter = shared.filter();
+        let all = self.inotify.as_mut().map(|inotify| std::mem::take(&mut inotify.rest)).unwrap_or_default();
+        if all.is_empty() {
+            return;
+        }
+        let filter = shared.filter();
+        for rest in all {
             let mut cx = poll::Context { filter: &filter, batch, gate, report: rest.report };
             if let Err(e) = self.poll.add(rest.path.clone(), rest.inner, &mut cx) {
                 self.poll.trouble.push(format!("cannot poll {}: {e}", dir::shown(&rest.path)));
             }
         }
+        drop(filter);
+        self.publish(shared);
     }
 }
 

@@ -225,11 +225,7 @@ impl FileChangeWatcher {
 
     /// Takes what the watcher of an earlier image knew: what has changed since is reported once this one is armed.
     pub(crate) fn inherit(&mut self, carried: Watched) {
-        self.carried = match carried {
-            Watched::Queue(fd) => (sys::fd::adopt_own(fd).ok(), None),
-            Watched::Digest(digest) => (None, Some(digest)),
-            Watched::Nothing => (None, None),
-        };
+        self.carried = (carried.queue.and_then(|fd| sys::fd::adopt_own(fd).ok()), carried.digest);
         self.private = self.carried.0.iter().map(AsRawFd::as_raw_fd).collect();
     }
 
@@ -259,16 +255,13 @@ impl FileChangeWatcher {
     }
 
     /// What an image that replaces this one needs to lose no change: the inotify descriptor, which must be left open across
-    /// the exec, or what polling has seen. Under the gate, so that the thread is in the middle of nothing.
+    /// the exec, and what polling has seen. Under the gate, so that the thread is in the middle of nothing.
     #[allow(dead_code)]
     pub(crate) fn carry(&self, _gate: &Gate) -> Watched {
         // Not armed yet: what was inherited is passed on.
         let queue = self.queue.or(self.carried.0.as_ref().map(AsRawFd::as_raw_fd));
-        match (queue, *self.shared.digest.lock().unwrap_or_else(PoisonError::into_inner), self.carried.1) {
-            (Some(fd), _, _) => Watched::Queue(fd),
-            (None, Some(digest), _) | (None, None, Some(digest)) => Watched::Digest(digest),
-            (None, None, None) => Watched::Nothing,
-        }
+        let digest = *self.shared.digest.lock().unwrap_or_else(PoisonError::into_inner);
+        Watched { queue, digest: digest.or(self.carried.1) }
     }
 
     /// Changes the quiet time of a running watcher.

@@ -10,7 +10,10 @@ use crate::plan::snapshot::{difference, digest, names, Files, State};
 use crate::plan::Moment;
 use crate::sys::{self, process::Gate, Stat};
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A sweep that took one unit is followed by this many units of rest, if that is longer than the interval.
@@ -44,9 +47,16 @@ struct Snap {
 }
 
 impl Snap {
-    fn digest(&self, hash: u64) -> u64 {
-        let hash = self.files.iter().fold(hash, |hash, (name, state)| fold(hash, name, state));
-        self.dirs.iter().fold(hash, |hash, (name, snap)| snap.digest(fold(hash, name, 1)))
+    /// A directory without files that count changes nothing: nobody is told of it either.
+    fn digest(&self, before: u64, name: &[u8]) -> u64 {
+        let own = fold(before, name, 1);
+        let hash = self.files.iter().fold(own, |hash, (name, state)| fold(hash, name, state));
+        let all = self.dirs.iter().fold(hash, |hash, (name, snap)| snap.digest(hash, name));
+        if all == own {
+            return before;
+        }
+        // It ends here: what comes next is beside it, not in it.
+        fold(all, b"", 0)
     }
 }
 
@@ -90,8 +100,14 @@ impl Poll {
         if dir::stat(&path, true).is_ok_and(|stat| stat.is_dir()) {
             Dir::open(&path)?.each(&mut self.entries, &mut |_, _| ())?;
         }
-        let mut root = Root { path, inner, entry: Entry::Missing };
-        self.look(&mut root, cx);
+        let known = self.roots.iter().position(|root| root.path == path && root.inner == inner);
+        let known = known.map(|at| self.roots.swap_remove(at));
+        // What is known and not to be reported now is for the next sweep to report.
+        let look = cx.report || known.is_none();
+        let mut root = known.unwrap_or(Root { path, inner, entry: Entry::Missing });
+        if look {
+            self.look(&mut root, cx);
+        }
         self.roots.push(root);
         self.due.get_or_insert(sys::now() + self.interval);
         Ok(())
@@ -100,6 +116,12 @@ impl Poll {
     #[cfg(all(target_os = "linux", not(refork_portable)))]
     pub(crate) fn is_empty(&self) -> bool {
         self.roots.is_empty()
+    }
+
+    /// Is something in this path swept?
+    pub(crate) fn reaches(&self, root: &[u8]) -> bool {
+        let root = OsStr::from_bytes(root);
+        self.roots.iter().any(|swept| Path::new(OsStr::from_bytes(&swept.path)).starts_with(root))
     }
 
     /// When the next sweep is due; `None`: there is nothing to sweep.
@@ -119,13 +141,14 @@ impl Poll {
         self.due = Some(now + self.interval.max((now - begun) * REST));
     }
 
-    /// All states as one number: two sweeps that saw the same have the same.
+    /// All states as one number: two sweeps that saw the same have the same, in whatever order the paths were added.
     pub(crate) fn digest(&self) -> u64 {
-        self.roots.iter().fold(1, |hash, root| match &root.entry {
-            Entry::Missing => fold(hash, &root.path, 0),
-            Entry::File(state) => fold(hash, &root.path, *state),
-            Entry::Dir(snap) => snap.digest(fold(hash, &root.path, 1)),
-        })
+        let digests = self.roots.iter().map(|root| match &root.entry {
+            Entry::Missing => 0,
+            Entry::File(state) => fold(0, &root.path, *state),
+            Entry::Dir(snap) => snap.digest(0, &root.path),
+        });
+        digests.fold(0, u64::wrapping_add)
     }
 
     fn look(&mut self, root: &mut Root, cx: &mut Context<'_>) {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::sys::process::gate;
 use std::os::fd::IntoRawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::mpsc::{channel, Receiver};
 
 fn watcher(path: &Path, backend: Backend) -> (FileChangeWatcher, Receiver<Vec<PathBuf>>) {
@@ -11,24 +12,34 @@ fn watcher(path: &Path, backend: Backend) -> (FileChangeWatcher, Receiver<Vec<Pa
     (watcher.backend(backend).debounce(Duration::from_millis(10), Duration::from_millis(500)), batches)
 }
 
+fn next(batches: &Receiver<Vec<PathBuf>>) -> Vec<PathBuf> {
+    batches.recv_timeout(Duration::from_secs(30)).expect("a change is reported")
+}
+
+/// Set: the kernel allows this many watches.
+const LIMIT: &str = "REFORK_TEST_LIMIT";
+
 #[test]
 fn a_change_between_two_images_is_reported() {
     let root = std::env::temp_dir().canonicalize().unwrap().join(format!("refork-carry-{}", std::process::id()));
+    let limited = std::env::var_os(LIMIT).is_some();
     let mut backends = vec![Backend::Poll(Duration::from_millis(10))];
     backends.extend(cfg!(all(target_os = "linux", not(refork_portable))).then_some(Backend::Inotify));
+    let (backends, sub) = if limited { (vec![Backend::Auto], "d/".repeat(40)) } else { (backends, "sub".into()) };
+    let sub = root.join(sub);
     for backend in backends {
         for change in [true, false] {
             let _ = std::fs::remove_dir_all(&root);
-            std::fs::create_dir_all(root.join("sub")).unwrap();
+            std::fs::create_dir_all(&sub).unwrap();
             let (mut old, _) = watcher(&root, backend);
             old.start().unwrap();
-            let carried = match old.carry(&gate()) {
-                // What exec does: the descriptor lives on.
-                Watched::Queue(fd) => Watched::Queue(sys::fd::duplicate(fd, 3).unwrap().into_raw_fd()),
-                other => other,
-            };
+            let mut carried = old.carry(&gate());
+            let both = (carried.queue.is_some(), carried.digest.is_some());
+            assert_eq!(both, (backend == Backend::Inotify || limited, backend != Backend::Inotify), "{backend:?}");
+            // What exec does: the descriptor lives on.
+            carried.queue = carried.queue.map(|fd| sys::fd::duplicate(fd, 3).unwrap().into_raw_fd());
             old.stop();
-            let file = root.join("sub/a.py");
+            let file = sub.join("a.py");
             if change {
                 std::fs::write(&file, "").unwrap();
             }
@@ -37,14 +48,59 @@ fn a_change_between_two_images_is_reported() {
             new.arm().unwrap();
             new.spawn().unwrap();
             if change {
-                let seen = batches.recv().unwrap();
+                let seen = next(&batches);
                 assert_eq!(seen, [if backend == Backend::Inotify { file } else { root.clone() }]);
             }
             // Nothing else was there, and the watches work.
-            std::fs::write(root.join("sub/b.py"), "").unwrap();
-            assert_eq!(batches.recv().unwrap(), [root.join("sub/b.py")], "{backend:?}");
+            std::fs::write(sub.join("b.py"), "").unwrap();
+            assert_eq!(next(&batches), [sub.join("b.py")], "{backend:?}");
         }
     }
+    std::fs::remove_dir_all(&root).unwrap();
+}
+
+#[cfg(all(target_os = "linux", not(refork_portable)))]
+#[test]
+fn a_change_between_two_images_is_reported_where_inotify_reaches_its_limit() {
+    let this = std::fs::read_link("/proc/self/exe").unwrap();
+    let script = format!("echo 20 > /proc/sys/user/max_inotify_watches || exit 99; exec '{}' \"$@\"", this.display());
+    let test = ["sh", "--exact", "--nocapture", "watch::tests::a_change_between_two_images_is_reported"];
+    let mut limited = std::process::Command::new("unshare");
+    let ended = limited.args(["-Ur", "sh", "-c", &script]).args(test).env(LIMIT, "20").output();
+    match ended {
+        Ok(output) if output.status.success() => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains("some polled)"), "{said}");
+        }
+        Ok(output) if !matches!(output.status.code(), Some(1 | 99)) => panic!("{output:?}"),
+        _ => println!("skipped: unshare -Ur is not allowed here"),
+    }
+}
+
+#[test]
+fn the_digest_tells_what_counts_and_nothing_else() {
+    let root = std::env::temp_dir().canonicalize().unwrap().join(format!("refork-digest-{}", std::process::id()));
+    let digest = |names: &[&str]| {
+        let (filter, mut poll) = (Filter::default(), poll::Poll::new(Duration::ZERO, true));
+        for name in names {
+            let mut cx =
+                poll::Context { filter: &filter, batch: &mut batch::Batch::new(), gate: &mut None, report: false };
+            let path = root.join(name).into_os_string().into_vec();
+            poll.add(path, root.as_os_str().len(), &mut cx).unwrap();
+        }
+        poll.digest()
+    };
+    std::fs::create_dir_all(root.join("a")).unwrap();
+    std::fs::create_dir_all(root.join("b")).unwrap();
+    std::fs::write(root.join("a/x.py"), "").unwrap();
+    std::fs::write(root.join("b/\n.py"), "").unwrap();
+    let (all, both) = (digest(&[""]), digest(&["a", "b"]));
+    assert_eq!(digest(&["b", "a", "none", "b"]), both, "in whatever order, once or twice");
+    std::fs::create_dir_all(root.join("c/d")).unwrap();
+    std::fs::write(root.join("c/d/notes"), "").unwrap();
+    assert_eq!(digest(&[""]), all, "nothing in it counts");
+    std::fs::rename(root.join("b"), root.join("a/b")).unwrap();
+    assert_ne!(digest(&[""]), all, "the same files in another directory");
     std::fs::remove_dir_all(&root).unwrap();
 }
 

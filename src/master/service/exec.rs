@@ -7,7 +7,7 @@ use crate::listener::Listener;
 use crate::log::{self, Note};
 use crate::master::watching;
 use crate::plan::supervise::Event;
-use crate::plan::token::{OldWorker, Token, Watched};
+use crate::plan::token::{OldWorker, Token};
 use crate::sys::process::Gate;
 use crate::sys::{self, process, signal};
 use std::io;
@@ -33,7 +33,7 @@ impl Service<'_> {
     fn exec(&self, gate: &Gate) -> Error {
         let mut token = self.token();
         token.state = self.image.state();
-        token.watched = self.watcher.as_ref().map_or(Watched::Nothing, |watcher| watching::carry(watcher, gate));
+        token.watched = self.watcher.as_ref().map(|watcher| watching::carry(watcher, gate)).unwrap_or_default();
         let good = self.last_good();
         token.image = good.as_ref().map(AsRawFd::as_raw_fd);
         let keep = kept(&token);
@@ -64,7 +64,7 @@ impl Service<'_> {
         let token = Token {
             bad: self.image.running(),
             error: self.plan.last_error().into(),
-            watched: self.watcher.as_ref().map_or(Watched::Nothing, |watcher| watching::carry(watcher, gate)),
+            watched: self.watcher.as_ref().map(|watcher| watching::carry(watcher, gate)).unwrap_or_default(),
             ..self.token()
         };
         let listeners: Vec<&Listener> = self.listeners.iter().chain(&self.dropped).collect();
@@ -105,12 +105,8 @@ impl Service<'_> {
 
 /// Descriptors that cross the exec beside the listeners.
 fn kept(token: &Token) -> Vec<RawFd> {
-    let queue = match token.watched {
-        Watched::Queue(fd) => Some(fd),
-        Watched::Nothing | Watched::Digest(_) => None,
-    };
     let channels = token.workers.iter().map(|worker| worker.channel).filter(|fd| *fd >= 0);
-    channels.chain(queue).chain(token.image).collect()
+    channels.chain(token.watched.queue).chain(token.image).collect()
 }
 
 fn say_exec(image: &Image, token: &Token, fds: &[RawFd]) {
