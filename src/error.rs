@@ -12,6 +12,8 @@ pub(crate) enum Op {
     Config,
     Bind,
     Watch,
+    /// Starting the watcher's thread.
+    Thread,
     Exec,
     Signals,
     Ask,
@@ -55,7 +57,7 @@ impl Error {
             Op::Bind => 4,
             Op::Command if self.cause.kind() == io::ErrorKind::NotFound => 127,
             Op::Command => 126,
-            Op::Watch | Op::Exec | Op::Signals | Op::Ask => 1,
+            Op::Watch | Op::Thread | Op::Exec | Op::Signals | Op::Ask => 1,
         }
     }
 }
@@ -66,6 +68,7 @@ impl fmt::Display for Error {
             Op::Config => "wrong value",
             Op::Bind => "cannot listen on",
             Op::Watch => "cannot watch",
+            Op::Thread => "cannot start the watcher's thread",
             Op::Exec => "cannot execute",
             Op::Signals => "cannot set up signals",
             Op::Ask => "cannot ask",

@@ -120,6 +120,37 @@ fn what_may_not_be_read_is_named_once_and_seen_when_it_may() {
 }
 
 #[test]
+fn a_thread_that_cannot_be_started_is_one_line_and_the_service_goes_on() {
+    // A user of its own, whose processes are counted apart from those of others.
+    let uid = format!("--reuid={}", 100_000 + std::process::id());
+    let nobody = ["setpriv", &uid, "--regid=65534", "--clear-groups"];
+    if !can(&[&["prlimit", "--nproc=2"], &nobody[..]].concat()) {
+        return;
+    }
+    let dir = Dir::new();
+    sh(&format!("cd '{}'; mkdir t; chmod 755 . t; cp {REFORK} refork", dir.str("")), "");
+    let run = |processes: u32, what: &str| {
+        let script = format!("cd '{}' && exec ./refork {what}", dir.str(""));
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nproc={processes}")).args(nobody).args(["sh", "-ec", &script]);
+        Proc::spawn(command)
+    };
+    let why = "cannot start the watcher's thread: Resource temporarily unavailable (os error 11)";
+    // A master and its worker are two.
+    let mut proc = run(2, "run -w 1 --ready 0.05 --reload-path t -- sleep 1000");
+    let line = proc.line("auto-reload disabled");
+    assert!(line.ends_with(&format!(": auto-reload disabled: {why}")), "{line}");
+    proc.line("ready: generation 1, 1 worker");
+    proc.signal("HUP");
+    proc.line("ready: generation 2, 1 worker");
+    proc.stop();
+    assert_eq!(proc.count("thread"), 1, "{}", proc.log());
+    let mut proc = run(1, "watch t");
+    assert_eq!(proc.end().code(), Some(1));
+    assert_eq!(proc.seen.last(), Some(&format!("refork: {why}")));
+}
+
+#[test]
 fn mounts_come_and_go_and_loops_end() {
     let mounts = ["unshare", "-m"];
     if !can(&mounts) {

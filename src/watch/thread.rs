@@ -112,7 +112,7 @@ impl Running {
             body.run(gate);
         });
         signal::set_mask(&before);
-        let thread = spawned.map_err(|e| Error::new(Op::Watch, "a thread", e))?;
+        let thread = spawned.map_err(|e| Error::new(Op::Thread, "", e))?;
         let _ = begun.recv();
         let id = thread.thread().id();
         Ok(Running { thread: Mutex::new(Some(thread)), id, stop, ended, wake })
