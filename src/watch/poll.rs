@@ -301,9 +301,8 @@ impl Poll {
             });
         }
         snap.files = files;
-        let mut old = std::mem::take(&mut snap.dirs);
+        let mut old = std::mem::replace(&mut snap.dirs, Vec::with_capacity(found.len()));
         let mut stats = Vec::with_capacity(found.len());
-        snap.dirs.reserve_exact(found.len());
         for (name, stat) in found {
             let was = old.binary_search_by(|(old, _)| (**old).cmp(name)).ok();
             let child = was.map(|at| std::mem::take(&mut old[at].1)).unwrap_or_default();
