@@ -151,8 +151,9 @@ class Service:
         if why not in said:
             raise Broken(f"not because of {why!r}: {said!r}")
         if ": abandoned: " not in said or self.handover == "overlap":
-            tag = get(self.addr)["tag"]
-            if tag != "v1":
+            # Those that are given up accept until they have heard of it.
+            self.settled()
+            if (tag := get(self.addr)["tag"]) != "v1":
                 raise Broken(f"{tag} answers after {said!r}")
 
     def serves(self, tag, limit=CEILING):
