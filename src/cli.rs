@@ -161,9 +161,9 @@ fn run(args: &mut Args) -> Result<Task> {
                 run.workers = args.parsed("is neither `auto` nor a number from 1 to 65535", workers)?;
             }
             "--reload" | "-r" => reload = true,
-            "--reload-path" => run.paths.push(args.value()?.into()),
-            "--reload-include" => run.include.push(args.text()?),
-            "--reload-exclude" => run.exclude.push(args.text()?),
+            "--reload-path" => run.paths.push(args.filled()?.into()),
+            "--reload-include" => run.include.push(args.glob()?),
+            "--reload-exclude" => run.exclude.push(args.glob()?),
             "--shutdown-timeout" => run.shutdown_timeout = args.seconds()?,
             "--boot-timeout" => run.boot_timeout = args.seconds()?,
             "--handover" => {
@@ -175,9 +175,9 @@ fn run(args: &mut Args) -> Result<Task> {
                 run.overlap = args.parsed("is neither `drain-first` nor `overlap`", overlap)?;
             }
             "--ready" => run.ready = args.ready()?,
-            "--check" => run.check = Some(args.value()?),
+            "--check" => run.check = Some(args.filled()?),
             "--stop-signal" => run.stop_signal = Some(args.signal()?),
-            "--status-file" => run.status_file = Some(args.value()?.into()),
+            "--status-file" => run.status_file = Some(args.filled()?.into()),
             "-v" => run.verbosity = 1,
             "-q" => run.verbosity = -1,
             _ if args.timing(&mut run.timing)? => {}
@@ -206,6 +206,7 @@ fn watch(args: &mut Args) -> Result<Task> {
     while let Some(word) = args.next()? {
         match word {
             Word::Option => {}
+            Word::Plain(word) if word.is_empty() => return Err(Usage("a PATH is empty".into())),
             Word::Plain(word) => {
                 paths.push(PathBuf::from(word));
                 continue;
@@ -259,7 +260,7 @@ fn reload(args: &mut Args) -> Result<Task> {
             "--pid" => {
                 pid = Some(args.parsed("is not a process's number", |text| text.parse().ok().filter(|pid| *pid > 0))?);
             }
-            "--status-file" => status = Some(PathBuf::from(args.value()?)),
+            "--status-file" => status = Some(PathBuf::from(args.filled()?)),
             "--wait" => wait = true,
             "--timeout" => timeout = Some(args.seconds()?),
             option => match common(option, help::RELOAD) {

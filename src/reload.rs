@@ -156,8 +156,11 @@ fn wait(path: &Path, timeout: Duration) -> refork::Result<(u8, String)> {
         }
         let left = until.saturating_sub(refork::monotonic());
         if left.is_zero() {
-            let what = if asked.is_some() { "no outcome" } else { "another reload runs" };
-            return Ok((5, format!("{what} after {} ms", timeout.as_millis())));
+            let ms = timeout.as_millis();
+            return Ok(match asked {
+                Some(_) => (5, format!("no outcome after {ms} ms")),
+                None => (5, format!("another reload runs after {ms} ms: nothing was asked for")),
+            });
         }
         match changed.recv_timeout(left.min(LOOK)) {
             Ok(()) | Err(RecvTimeoutError::Timeout) => {}

@@ -217,6 +217,39 @@ fn code_that_does_not_boot_is_rolled_back_and_only_other_code_is_tried() {
 }
 
 #[test]
+fn what_failed_for_another_reason_than_the_image_is_tried_again() {
+    if !ROLLS_BACK {
+        return;
+    }
+    for order in ORDERS {
+        let dir = Dir::new();
+        std::fs::create_dir(dir.path("src")).unwrap();
+        dir.save("src/conf.py", "well");
+        let (watch, ill) = (format!("watch={}", dir.str("src")), format!("ill={}", dir.str("src/conf.py")));
+        let (mut proc, addr) = probe(&dir, &[order, "boot=4000", &watch, &ill]);
+        // The same image as before fails, for its configuration is ill.
+        dir.save("src/conf.py", "unwell");
+        proc.line("reload #1: workers of the new code die before they are ready");
+        proc.line(if order == ORDERS[0] { "reload #1: rolled back" } else { "reload #1: abandoned" });
+        dir.save("src/conf.py", "well again");
+        proc.line("reload #2: done");
+        proc.signal("HUP");
+        proc.line("reload #3: done");
+        assert_eq!(tag(&addr), "v1");
+        // An image that is ill itself: with a change elsewhere it is worth another try, without one it is not.
+        dir.probe("probe", "unwell");
+        proc.signal("HUP");
+        proc.line("reload #4: rolled back");
+        dir.save("src/other.py", "");
+        proc.line("reload #5: rolled back");
+        proc.signal("HUP");
+        assert!(proc.line("reload #6: dropped").contains("is the image that failed before"), "{order}");
+        assert_eq!(tag(&addr), "v1");
+        proc.stop();
+    }
+}
+
+#[test]
 fn without_roll_back_the_old_workers_serve_on_or_the_new_are_tried() {
     for order in ORDERS {
         let dir = Dir::new();

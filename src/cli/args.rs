@@ -7,11 +7,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 /// What a program may take for "finish and end".
-const SIGNALS: [(&str, i32); 9] = [
+const SIGNALS: [(&str, i32); 8] = [
     ("HUP", libc::SIGHUP),
     ("INT", libc::SIGINT),
     ("QUIT", libc::SIGQUIT),
-    ("KILL", libc::SIGKILL),
     ("USR1", libc::SIGUSR1),
     ("USR2", libc::SIGUSR2),
     ("ALRM", libc::SIGALRM),
@@ -78,12 +77,25 @@ impl Args {
         value.ok_or_else(|| Usage(format!("`{}` needs a value", self.option)))
     }
 
+    /// A value that names something.
+    pub(super) fn filled(&mut self) -> Result<OsString> {
+        let value = self.value()?;
+        match value.is_empty() {
+            true => Err(self.bad(&value, "is empty")),
+            false => Ok(value),
+        }
+    }
+
     pub(super) fn bad(&self, value: &OsStr, why: &str) -> Usage {
         Usage(format!("{}: `{}` {why}", self.option, show::line(value.as_bytes())))
     }
 
     pub(super) fn text(&mut self) -> Result<String> {
         self.value()?.into_string().map_err(|value| self.bad(&value, "is not UTF-8"))
+    }
+
+    pub(super) fn glob(&mut self) -> Result<String> {
+        self.parsed("is no GLOB", |text| Some(text.to_owned()).filter(|text| !text.is_empty()))
     }
 
     pub(super) fn parsed<T>(&mut self, why: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {
@@ -116,9 +128,10 @@ impl Args {
     /// `TERM`, `SIGTERM` or a number.
     pub(super) fn signal(&mut self) -> Result<i32> {
         let known = |text: &str| {
+            let handled = |n: &i32| (1..65).contains(n) && ![libc::SIGKILL, libc::SIGSTOP].contains(n);
             let name = text.strip_prefix("SIG").unwrap_or(text);
             let number = SIGNALS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number);
-            number.or_else(|| text.parse().ok().filter(|n| (1..65).contains(n)))
+            number.or_else(|| text.parse().ok().filter(handled))
         };
         self.parsed("is not a signal, like TERM or 15", known)
     }

@@ -7,6 +7,7 @@ use crate::plan::token::Token;
 use crate::sys;
 use crate::sys::process::Program;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -37,10 +38,8 @@ impl Image {
         });
         let bad = token.and_then(|token| token.bad);
         let there = state(&path);
-        let running = match sys::os::SELF_IMAGE.map(|running| state(Path::new(running))) {
-            Some(running) => running,
-            None => there,
-        };
+        // Where nobody tells what runs, it is what is there.
+        let running = sys::os::SELF_IMAGE.and_then(|running| state(Path::new(running))).or(there);
         if running != there && bad.is_none() {
             log::warn(format!("{} is not the image that runs; a reload will execute it", log::Shown(&path)));
         }
@@ -61,9 +60,17 @@ impl Image {
         state(&self.path)
     }
 
-    /// The state that the file had when it was executed.
-    pub(crate) fn running(&self) -> Option<State> {
-        self.running
+    /// The state that this image's file had when it was executed: a bad one, if what failed is not the `good` image
+    /// itself. Then something else was at fault.
+    pub(crate) fn fault(&self, good: &OwnedFd) -> Option<State> {
+        let (good, this) = (good.try_clone().map(File::from), sys::os::SELF_IMAGE.map(Path::new));
+        let good = good.and_then(|good| good.metadata()).map(|meta| identity(&meta)).ok();
+        self.running.filter(|_| good.is_none() || good != this.and_then(state))
+    }
+
+    /// Other code than the image's has changed: a bad image may be good with it.
+    pub(crate) fn forget_bad(&mut self) {
+        self.bad = None;
     }
 
     /// Is the file one that failed?
@@ -141,7 +148,7 @@ impl Image {
 }
 
 fn same_bytes(a: &Path, b: &Path) -> io::Result<bool> {
-    let (mut a, mut b) = (std::fs::File::open(a)?, std::fs::File::open(b)?);
+    let (mut a, mut b) = (File::open(a)?, File::open(b)?);
     if a.metadata()?.len() != b.metadata()?.len() {
         return Ok(false);
     }
@@ -158,7 +165,10 @@ fn same_bytes(a: &Path, b: &Path) -> io::Result<bool> {
 }
 
 fn state(path: &Path) -> Option<State> {
-    let m = std::fs::metadata(path).ok()?;
+    std::fs::metadata(path).map(|meta| identity(&meta)).ok()
+}
+
+fn identity(m: &std::fs::Metadata) -> State {
     let fields = [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()].map(|field| field as u64);
-    Some(digest(&[&[m.dev(), m.ino(), m.size()], &fields[..]].concat()))
+    digest(&[&[m.dev(), m.ino(), m.size()], &fields[..]].concat())
 }

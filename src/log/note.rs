@@ -59,10 +59,12 @@ pub(crate) enum Note {
         path: PathBuf,
         fds: String,
     },
-    /// A reload ends without effect: the old code serves on.
+    /// A reload ends without effect: the old code serves on, if it is there.
     Dropped {
         reload: u64,
         why: String,
+        command: bool,
+        serving: bool,
     },
     /// The new generation does not come up: the last good image follows.
     RollingBack {
@@ -134,6 +136,7 @@ pub(crate) enum Note {
     Left {
         slot: usize,
         pid: i32,
+        died: bool,
     },
     KillingLeft {
         slot: usize,
@@ -180,8 +183,9 @@ impl Note {
     pub(crate) fn level(&self) -> Level {
         match self {
             Note::Plain(level, _) => *level,
-            Note::Started { .. } | Note::Ended { .. } | Note::Left { .. } | Note::Same { .. } => Level::Debug,
-            Note::KillingLeft { .. } | Note::LeftStays { .. } => Level::Warn,
+            Note::Started { .. } | Note::Ended { .. } | Note::Same { .. } => Level::Debug,
+            Note::Left { died: false, .. } => Level::Debug,
+            Note::Left { .. } | Note::KillingLeft { .. } | Note::LeftStays { .. } => Level::Warn,
             Note::Died { .. } | Note::Killing { .. } | Note::KillingAll { .. } => Level::Warn,
             Note::Dropped { .. } | Note::ForkFailed { .. } | Note::Refused { .. } => Level::Error,
             Note::CannotBoot { .. } | Note::WatchLost { .. } => Level::Error,
@@ -295,8 +299,8 @@ impl Display for Note {
             }
             Note::RolledBack { reload, generation, workers, why } => write!(
                 f,
-                "reload #{reload}: rolled back: {}; generation {generation} serves on, {}; only a different image is \
-                 tried next",
+                "reload #{reload}: rolled back: {}; generation {generation} serves on, {}; a bad image is tried \
+                 again only after a change",
                 why.trim_end(),
                 Workers(*workers)
             ),
@@ -336,7 +340,17 @@ impl Display for Note {
             Note::Draining { reload, workers } => write!(f, "reload #{reload}: draining {}", Workers(*workers)),
             Note::Drained { reload } => write!(f, "reload #{reload}: drained"),
             Note::Exec { reload, path, fds } => write!(f, "reload #{reload}: exec {} with fds {fds}", Shown(path)),
-            Note::Dropped { reload, why } => write!(f, "reload #{reload}: dropped: {why}; the running code serves on"),
+            Note::Dropped { reload, why, command, serving } => {
+                let then = match (command, serving) {
+                    (false, true) => "the running code serves on",
+                    (false, false) => "workers of the running code are started again",
+                    (true, true) => {
+                        "the running code serves on; a worker that dies is replaced by what COMMAND is then"
+                    }
+                    (true, false) => "no worker is left to serve on: COMMAND is started as it is",
+                };
+                write!(f, "reload #{reload}: dropped: {why}; {then}")
+            }
             Note::Adopted { reload, listeners, workers } => {
                 write!(f, "reload #{reload}: adopted {listeners} listener(s), {}", Workers(*workers))
             }
@@ -361,8 +375,9 @@ impl Display for Note {
             Note::Killing { slot, pid, timeout } => {
                 write!(f, "worker {slot} (pid {pid}) did not drain in {} ms: SIGKILL", ms(timeout))
             }
-            Note::Left { slot, pid } => {
-                write!(f, "worker {slot} (pid {pid}) has left processes in its group; they are asked to end")
+            Note::Left { slot, pid, died } => {
+                write!(f, "worker {slot} (pid {pid}) has left processes in its group; they are asked to end")?;
+                f.write_str(if *died { " before another is started" } else { "" })
             }
             Note::KillingLeft { slot, pid, timeout } => write!(
                 f,

@@ -54,6 +54,8 @@ pub(super) struct Service<'a> {
     /// The executable is among what is watched.
     watches_image: bool,
     flags: Arc<Flags>,
+    /// Since this image began: other files than its own.
+    others_changed: bool,
     ignored: u64,
     ready: Ready,
     stop_signal: i32,
@@ -78,6 +80,11 @@ pub(super) struct Service<'a> {
 
 pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Result<()> {
     let mut signals = Signals::install(&master.mask)?;
+    if matches!(job, Job::Command(_)) {
+        // What a shell leaves is then reaped at its end, and not when PID 1 finds the time. In a library's master that
+        // would take the children of the user's own code.
+        sys::os::inherit_orphans();
+    }
     let token = master.inherited.token.take();
     let mut events = VecDeque::from([Event::Start]);
     // Who died between the two images is known before any signal comes through.
@@ -172,6 +179,7 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
         watching: false,
         watches_image,
         flags,
+        others_changed: false,
         ignored: master.ignored,
         ready: master.ready,
         stop_signal,

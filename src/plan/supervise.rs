@@ -43,6 +43,9 @@ pub(crate) use record::Record;
 pub(crate) use words::{Action, Adopted, Config, Event, Past, Pid, Signal, Verdict};
 pub(super) use words::{Phase, Slot, State, Worker};
 
+/// Forks in one step; a signal is heard before the next.
+const AT_ONCE: usize = 16;
+
 /// The state of the service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Supervise {
@@ -167,8 +170,10 @@ impl Supervise {
         if !self.runs() {
             return;
         }
+        let mut left = AT_ONCE;
         for slot in 0..self.slots.len() {
-            if self.is_free(slot) && self.slots[slot].due.is_some_and(|due| due <= now) {
+            if left > 0 && self.is_free(slot) && self.slots[slot].due.is_some_and(|due| due <= now) {
+                left -= 1;
                 self.slots[slot] = Slot { due: None, forking: true, ..self.slots[slot].clone() };
                 out.push(Action::Fork { slot });
             }

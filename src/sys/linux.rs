@@ -55,6 +55,13 @@ pub(super) fn die_with_parent(signal: libc::c_int) {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong) };
 }
 
+/// prctl(2) PR_SET_CHILD_SUBREAPER: orphans of our workers become our children, and their ends are told to us. Survives
+/// exec, is not inherited.
+pub(crate) fn inherit_orphans() {
+    // SAFETY: no pointers; it cannot fail.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong) };
+}
+
 /// prctl(2) PR_GET_CHILD_SUBREAPER, or PID 1: orphans are ours to reap.
 pub(crate) fn inherits_orphans() -> bool {
     let mut answer: libc::c_int = 0;

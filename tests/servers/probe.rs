@@ -2,7 +2,7 @@
 //!
 //! `probe KEY=VALUE...`: `bind=ADDR`, `bind=NAME=ADDR`, `workers=N`, `watch=PATH`, `watch=executable`, `filter=FIFO`
 //! (the watcher reads it when it first sees `held.py`), `timeout=MS`, `debounce=MS`, `poll=MS`,
-//! `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`, `rollback=off`, `status=PATH`,
+//! `ill=FILE` (a worker that reads `unwell` there is), `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`, `rollback=off`, `status=PATH`,
 //! and for `command=SCRIPT`, which sh runs: `ready=MS|notify`, `checkcmd=CMD`, `stop=N`.
 //! Its version is what follows `TAG:` at the end of its own file, so that a copy with another tag is new code. A tag
 //! that contains one of these words is code that is ill: `crashes`, `exits`, `hangs` in `main`; `misconfigured`,
@@ -40,7 +40,7 @@ fn main() -> refork::Result<()> {
     }
     let mut master = Master::new();
     let mut own_loop = false;
-    let mut command = None;
+    let (mut command, mut ill) = (None, String::new());
     for arg in std::env::args().skip(1) {
         let (key, value) = arg.split_once('=').expect("KEY=VALUE");
         let ms = || Duration::from_millis(value.parse().expect("milliseconds"));
@@ -53,6 +53,10 @@ fn main() -> refork::Result<()> {
             "workers" => master.workers(value.parse().expect("a number")),
             "watch" if value == "executable" => master.watch_executable(),
             "watch" => master.watch(value),
+            "ill" => {
+                value.clone_into(&mut ill);
+                master
+            }
             "filter" => {
                 let (fifo, held) = (value.to_owned(), AtomicBool::new(false));
                 master.watch_filter(move |path| {
@@ -106,7 +110,7 @@ fn main() -> refork::Result<()> {
         return master.run_command(["/bin/sh", "-c", &command]);
     }
     master.run(|worker| {
-        if tag.contains("unwell") {
+        if tag.contains("unwell") || std::fs::read_to_string(&ill).is_ok_and(|text| text.contains("unwell")) {
             return Err(io::Error::other("unwell"));
         }
         if tag.contains("aborts") {

@@ -54,7 +54,7 @@ pub(super) fn past(token: &Token, now: Moment, way_back: bool) -> Past {
         workers: token.workers.iter().filter_map(worker).collect(),
         pending: token.pending,
         way_back,
-        rolled_back: token.bad.map(|_| token.error.clone()),
+        rolled_back: Some(token.error.clone()).filter(|error| !error.is_empty()),
         repeats: Repeats { count: token.repeats.0, path: token.repeats.1, ready: None },
         record: Record::recall(now, token.reload, token.trigger, &token.stages),
     }

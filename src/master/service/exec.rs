@@ -62,7 +62,8 @@ impl Service<'_> {
     /// Returns only the error.
     fn roll_back(&self, gate: &Gate) -> Error {
         let token = Token {
-            bad: self.image.running(),
+            // What else has changed since this image began may have been the fault: then it is worth another try.
+            bad: self.good.as_ref().filter(|_| !self.others_changed).and_then(|good| self.image.fault(good)),
             error: self.plan.last_error().into(),
             watched: self.watcher.as_ref().map(|watcher| watching::carry(watcher, gate)).unwrap_or_default(),
             ..self.token()
@@ -129,7 +130,7 @@ pub(in crate::master) fn give_back(image: &Image, token: &Token, listeners: &[&L
     let mut token = token.clone();
     log::say(&Note::RollingBack { reload: token.reload, why: why.to_string() });
     token.generation = token.generation.saturating_sub(1);
-    (token.bad, token.state, token.image) = (image.running(), None, None);
+    (token.bad, token.state, token.image) = (image.fault(&good), None, None);
     token.error = why.to_string();
     let error = go_back(image, token, listeners, &good);
     log::say(&Note::Plain(log::Level::Error, format!("cannot roll back: {error}; the service ends")));

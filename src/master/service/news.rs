@@ -51,7 +51,12 @@ impl Service<'_> {
     }
 
     fn take_flags(&mut self) {
-        self.events.extend(self.flags.take_change());
+        let change = self.flags.take_change();
+        if matches!(change, Some(Event::Change { others: true, .. })) {
+            self.others_changed = true;
+            self.image.forget_bad();
+        }
+        self.events.extend(change);
         if self.flags.lost.swap(false, SeqCst) {
             self.watcher = None;
             self.events.push_back(Event::WatchLost);
@@ -65,6 +70,9 @@ impl Service<'_> {
             let others = self.trial.iter().map(Trial::pid).chain(self.ended.iter().copied());
             let ours: Vec<Pid> = self.procs.iter().map(|proc| proc.pid).chain(others).collect();
             process::reap_orphans(|pid| ours.iter().any(|ours| ours.get() == pid));
+            if self.procs.iter().any(|proc| proc.reaped) {
+                reap_workers(&mut self.procs, &self.job, self.stop_signal, &mut self.events);
+            }
         }
     }
 }

@@ -53,8 +53,8 @@ impl Service<'_> {
 /// Writes a new file beside it and renames it into place: a reader sees the old text or the new one, and a symbolic
 /// link is replaced, not followed.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-    let aside = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let aside = path.with_file_name(format!(".refork-status.{}", std::process::id()));
     // Left by a master with this pid that was killed.
     let _ = std::fs::remove_file(&aside);
     let write = || {

@@ -100,7 +100,7 @@ impl Supervise {
         }
         match state {
             State::Booting { .. } | State::Ready if generation == self.generation => {
-                self.died(now, slot, pid, how, now.saturating_sub(born), state == State::Ready, out);
+                self.died(now, slot, pid, how, now.saturating_sub(born), state == State::Ready, left, out);
             }
             State::Booting { .. } | State::Ready => {
                 // Its code is not here any more: the new generation is on its way.
@@ -111,7 +111,8 @@ impl Supervise {
             }
         }
         match left {
-            true => out.push(Action::Say(Note::Left { slot, pid })),
+            true if state == State::Killed => {}
+            true => out.push(Action::Say(Note::Left { slot, pid, died: state.wanted() })),
             // When its slot gets another is decided already if it was not asked to end.
             false => self.gone(now, pid, !state.wanted(), out),
         }
@@ -152,6 +153,7 @@ impl Supervise {
         how: How,
         age: Duration,
         was_ready: bool,
+        left: bool,
         out: &mut Vec<Action>,
     ) {
         let respawns = self.runs();
@@ -168,7 +170,7 @@ impl Supervise {
             true => booting && !was_ready && failures >= ATTEMPTS,
             false => self.gives_up_first(failures),
         };
-        let retry = retry.filter(|_| !gives_up);
+        let retry = retry.filter(|_| !gives_up && !left);
         out.push(Action::Say(Note::Died { slot, pid, how, age, retry }));
         if gives_up {
             let why = match self.ever_ready {

@@ -24,8 +24,10 @@ impl Supervise {
     /// The reload is dropped: what ran goes on running, what was drained is forked again.
     pub(super) fn drop_reload(&mut self, now: Moment, why: String, out: &mut Vec<Action>) {
         self.last_error.clone_from(&why);
-        out.push(Action::Say(Note::Dropped { reload: self.reload, why }));
+        let serving = self.workers.iter().any(|worker| worker.state.wanted());
+        out.push(Action::Say(Note::Dropped { reload: self.reload, why, command: !self.config.reexec, serving }));
         self.go_on(now, out);
+        self.begin_pending(now, out);
     }
 
     pub(super) fn go_on(&mut self, now: Moment, out: &mut Vec<Action>) {

@@ -39,22 +39,27 @@ impl Supervise {
                 self.begin_reload(now, asks_exec, own && !others, Trigger::Change, out);
             }
             // What was seen of the new code is out of date: look anew.
-            Phase::Looking { reexec, only_own, .. } => {
-                let (reexec, only_own) = (*reexec || asks_exec, *only_own && own && !others);
-                self.look(reexec, only_own, out);
+            Phase::Looking { reexec, only_own, fresh, .. } => {
+                (*reexec, *only_own) = (*reexec || asks_exec, *only_own && own && !others);
+                let (reexec, only_own, fresh) = (*reexec, *only_own, *fresh);
+                if now < fresh {
+                    self.look(reexec, only_own, fresh, out);
+                }
             }
-            Phase::Checking { reexec, .. } => {
-                let reexec = *reexec || asks_exec;
+            Phase::Checking { reexec, fresh, .. } if now < *fresh => {
+                let (reexec, fresh) = (*reexec || asks_exec, *fresh);
                 out.push(Action::EndCheck);
-                self.look(reexec, false, out);
+                self.look(reexec, false, fresh, out);
             }
+            // Who saves without an end must not keep everybody waiting.
+            Phase::Checking { .. } => self.later(asks_exec),
             Phase::Waiting { reexec, dirty } | Phase::Draining { reexec, dirty } => {
                 *reexec |= asks_exec;
                 *dirty = true;
             }
             Phase::HandingOff => {
                 self.generation -= 1;
-                self.look(true, false, out);
+                self.look(true, false, self.fresh(now), out);
             }
             Phase::New | Phase::Booting { .. } | Phase::RollingBack => {
                 if self.pending.is_none() {
@@ -88,9 +93,10 @@ impl Supervise {
                 *reexec |= asks_exec;
                 *only_own = false;
             }
-            Phase::Checking { reexec, .. } if asks_exec && !*reexec => {
+            Phase::Checking { reexec, fresh, .. } if asks_exec && !*reexec => {
+                let fresh = *fresh;
                 out.push(Action::EndCheck);
-                self.look(true, false, out);
+                self.look(true, false, fresh, out);
             }
             Phase::Waiting { reexec, dirty } | Phase::Draining { reexec, dirty } => {
                 // An image that nobody has checked yet.
@@ -118,7 +124,7 @@ impl Supervise {
                 out.push(Action::Say(Note::Asked { reload: self.reload, trigger }));
             }
         }
-        self.look(reexec, only_own, out);
+        self.look(reexec, only_own, self.fresh(now), out);
     }
 
     pub(super) fn begin_pending(&mut self, now: Moment, out: &mut Vec<Action>) {
@@ -127,31 +133,41 @@ impl Supervise {
         }
     }
 
-    fn look(&mut self, reexec: bool, only_own: bool, out: &mut Vec<Action>) {
-        self.phase = Phase::Looking { reexec, only_own, again: None };
+    /// Until when changes begin the look at the new code anew. If nobody serves it has gone on for too long already.
+    fn fresh(&self, now: Moment) -> Moment {
+        match self.workers.iter().any(|worker| worker.state == State::Ready) {
+            true => now + self.config.check_timeout,
+            false => now,
+        }
+    }
+
+    fn look(&mut self, reexec: bool, only_own: bool, fresh: Moment, out: &mut Vec<Action>) {
+        self.phase = Phase::Looking { reexec, only_own, again: None, fresh };
         out.push(Action::Look { reexec, only_own, last: false });
     }
 
     pub(super) fn looked(&mut self, now: Moment, verdict: Verdict, out: &mut Vec<Action>) {
         match self.phase {
-            Phase::Looking { reexec, only_own, again } => match verdict {
+            Phase::Looking { reexec, only_own, again, fresh } => match verdict {
                 Verdict::Good => {
                     self.record.settled = now;
                     let (until, patience) = (now + self.config.check_timeout, again.map(|(_, until)| until));
-                    self.phase = Phase::Checking { reexec, until, patience };
+                    self.phase = Phase::Checking { reexec, until, patience, fresh };
                     out.push(Action::Check { reexec });
                 }
                 Verdict::Same => {
                     out.push(Action::Say(Note::Same { reload: self.reload }));
                     self.reload -= 1;
                     self.go_on(now, out);
+                    self.begin_pending(now, out);
                 }
                 Verdict::Later(why, patience) => {
                     let until = again.map_or(now + patience, |(_, until)| until.min(now + patience));
                     if again.is_none() {
                         out.push(Action::Say(Note::Unsettled { reload: self.reload, why }));
                     }
-                    self.phase = Phase::Looking { reexec, only_own, again: Some(((now + AGAIN).min(until), until)) };
+                    let again = Some(((now + AGAIN).min(until), until));
+                    self.phase = Phase::Looking { reexec, only_own, again, fresh };
                 }
                 Verdict::Bad(why) => self.drop_reload(now, why, out),
             },
@@ -164,7 +180,7 @@ impl Supervise {
     /// A file that was not whole yet is looked at again; a check that does not answer has failed.
     pub(super) fn look_time(&mut self, now: Moment, out: &mut Vec<Action>) {
         match self.phase {
-            Phase::Looking { reexec, only_own, again: Some((at, until)) } if at <= now => {
+            Phase::Looking { reexec, only_own, again: Some((at, until)), .. } if at <= now => {
                 out.push(Action::Look { reexec, only_own, last: until <= now });
             }
             Phase::Checking { until, .. } if until <= now => {
@@ -180,7 +196,7 @@ impl Supervise {
 
     pub(super) fn checked(&mut self, now: Moment, verdict: Verdict, out: &mut Vec<Action>) {
         match self.phase {
-            Phase::Checking { reexec, patience, .. } => match verdict {
+            Phase::Checking { reexec, patience, fresh, .. } => match verdict {
                 Verdict::Good | Verdict::Same => {
                     self.record.checked = now;
                     self.commit(now, reexec, out);
@@ -191,7 +207,7 @@ impl Supervise {
                         return self.drop_reload(now, why, out);
                     }
                     let again = Some(((now + AGAIN).min(until), until));
-                    self.phase = Phase::Looking { reexec, only_own: false, again };
+                    self.phase = Phase::Looking { reexec, only_own: false, again, fresh };
                 }
                 Verdict::Bad(why) => self.drop_reload(now, why, out),
             },
@@ -204,10 +220,11 @@ impl Supervise {
     /// The new code is worth it.
     fn commit(&mut self, now: Moment, reexec: bool, out: &mut Vec<Action>) {
         if !self.config.overlap {
-            self.phase = Phase::Draining { reexec, dirty: false };
-            if !self.workers.is_empty() {
-                out.push(Action::Say(Note::Draining { reload: self.reload, workers: self.workers.len() }));
+            if self.workers.is_empty() {
+                return self.advance(now, reexec, out);
             }
+            self.phase = Phase::Draining { reexec, dirty: false };
+            out.push(Action::Say(Note::Draining { reload: self.reload, workers: self.workers.len() }));
             self.term(now, |_| true, out);
             self.drained_if_empty(now, out);
         } else if self.in_the_way(reexec) > 0 {
@@ -256,12 +273,12 @@ impl Supervise {
             }
         }
         match self.phase {
-            Phase::Waiting { reexec, dirty: true } if self.waited() => self.look(reexec, false, out),
+            Phase::Waiting { reexec, dirty: true } if self.waited() => self.look(reexec, false, self.fresh(now), out),
             Phase::Waiting { reexec, dirty: false } if self.waited() => self.advance(now, reexec, out),
             Phase::Draining { reexec, dirty } if self.workers.is_empty() => {
                 out.push(Action::Say(Note::Drained { reload: self.reload }));
                 match dirty {
-                    true => self.look(reexec, false, out),
+                    true => self.look(reexec, false, self.fresh(now), out),
                     false => self.advance(now, reexec, out),
                 }
             }

@@ -197,17 +197,20 @@ pub(in crate::plan) enum Phase {
         until: Moment,
     },
     Serving,
-    /// Is the new code whole? `again`: when to look the next time, and until when at all.
+    /// Is the new code whole? `again`: when to look the next time, and until when at all. `fresh`: a change begins all
+    /// of this anew until then.
     Looking {
         reexec: bool,
         only_own: bool,
         again: Option<(Moment, Moment)>,
+        fresh: Moment,
     },
     /// The new code is being tried. `patience`: until when it may turn out to be still being written.
     Checking {
         reexec: bool,
         until: Moment,
         patience: Option<Moment>,
+        fresh: Moment,
     },
     /// Overlap: at most two generations live; one older than the last still drains. `dirty`: the code has changed
     /// since.

@@ -391,8 +391,12 @@ impl Supervise {
         plan.slots.iter_mut().for_each(|slot| slot.due = slot.due.map(shift));
         match &mut plan.phase {
             Phase::Booting { until } => *until = shift(*until),
-            Phase::Looking { again, .. } => *again = again.map(|(at, until)| (shift(at), shift(until))),
-            Phase::Checking { until, patience, .. } => {
+            Phase::Looking { again, fresh, .. } => {
+                *again = again.map(|(at, until)| (shift(at), shift(until)));
+                *fresh = shift(*fresh);
+            }
+            Phase::Checking { until, patience, fresh, .. } => {
+                *fresh = shift(*fresh);
                 *until = shift(*until);
                 *patience = patience.map(shift);
             }

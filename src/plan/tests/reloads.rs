@@ -12,9 +12,52 @@ fn an_image_that_cannot_be_executed_costs_no_drain() {
     life.plan.step(life.now, Event::Looked(Verdict::Bad("it is empty".into())), &mut actions);
     let asked = Action::Say(Note::Asked { reload: 1, trigger: Trigger::Hup });
     let look = Action::Look { reexec: true, only_own: false, last: false };
-    let dropped = Action::Say(Note::Dropped { reload: 1, why: "it is empty".into() });
+    let dropped = Action::Say(Note::Dropped { reload: 1, why: "it is empty".into(), command: false, serving: true });
     assert_eq!(actions, [asked, look, dropped]);
     assert_eq!(life.plan.last_error(), "it is empty");
+}
+
+/// A check takes longer than the pause between two saves.
+#[test]
+fn saves_without_an_end_keep_nobody_waiting() {
+    // While somebody serves the newest code is what is tried, for as long as a check may take.
+    let mut life = Life::serving(false);
+    life.checks = true;
+    assert_eq!(life.give(change(false)), "check");
+    for _ in 0..4 {
+        life.now += SECOND;
+        assert_eq!(life.give(change(false)), "end check, check");
+    }
+    life.now += SECOND;
+    assert_eq!(life.give(change(false)), "");
+    assert_eq!(life.give(Event::Checked(Verdict::Good)), "term 101, term 102");
+    // Changed during the drain: tried again, once, for nobody serves.
+    assert_eq!(life.give(change(false)), "");
+    life.exit(101);
+    assert_eq!(life.exit(102), "check");
+    assert_eq!(life.give(change(false)), "");
+    assert_eq!(life.give(Event::Checked(Verdict::Good)), "fork 0, fork 1");
+    life.ready(103);
+    // What was saved since is one more reload.
+    assert_eq!(life.ready(104), "ready, check");
+    assert_eq!(life.plan.reload(), 2);
+    // One that is dropped, with a change that has waited: that is the next.
+    life.now += 5 * SECOND;
+    assert_eq!(life.give(change(false)), "");
+    assert_eq!(life.give(Event::Checked(Verdict::Bad("x".into()))), "check");
+    assert_eq!(life.plan.reload(), 3);
+}
+
+#[test]
+fn a_signal_is_heard_between_forks() {
+    let mut life = Life::new(Config { slots: 40, ..config(true) });
+    assert_eq!(life.plan.adopted().count(), 16);
+    assert_eq!(life.plan.deadline(), Some(life.now));
+    life.wait(0);
+    assert_eq!(life.plan.adopted().count(), 32);
+    life.give(Event::Signal(Signal::Term));
+    life.wait(0);
+    assert_eq!(life.plan.adopted().count(), 32);
 }
 
 #[test]
