@@ -250,13 +250,40 @@ def thousand_queued(s, chance):
     s.settled()
 
 
+def anything(s, chance):
+    """Signals, saves and deaths in any order; then the last version serves, and a stop in the next reload ends it."""
+    signals = [signal.SIGHUP] * 3 + [signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTTOU, signal.SIGCHLD]
+    ill = ["exits-3", "crashes", "silent", "sick", "stuck"]
+    if s.mode == "library":
+        ill = ["crashes", "exits", "hangs", "unwell", "aborts", "dawdles"]
+    end = time.monotonic() + chance.uniform(1, 4)
+    while time.monotonic() < end:
+        kind = chance.random()
+        if kind < 0.5:
+            number = chance.choice(signals)
+            for _ in range(chance.choice([1, 1, 1, 2, 5])):
+                s.signal(number)
+        elif kind < 0.8:
+            s.save(chance.choice(["v2", "v3", "v4", *ill]))
+        elif family := s.family():
+            try:
+                os.kill(chance.choice(family), chance.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM]))
+            except ProcessLookupError:
+                pass
+        time.sleep(chance.choice([0, 0, 0.01, 0.05, 0.2, 0.4]))
+    s.save("last")
+    s.serves("last")
+    stopped(s, chance, chance.choice([signal.SIGTERM, signal.SIGINT]))
+
+
 COMBINATIONS = [(mode, handover) for mode in ("library", "command") for handover in ("drain-first", "overlap")]
 ROWS = [("SIGTERM during a reload", term, {}), ("SIGINT during a reload", interrupt, {}),
         ("a save 0-1.5 s after a save", save_after_save, {}), ("a worker is killed", worker_killed, {}),
         ("the master is killed", master_killed, {}), ("a wedged worker", wedged, {}),
         ("two HUPs at once", two_hups, {}), ("1,000 HUPs in a second", many_hups, {}),
         ("keep-alive clients", keep_alive, {"timeout": 1.0}),
-        ("1,000 queued connections", thousand_queued, {"timeout": 10.0})]
+        ("1,000 queued connections", thousand_queued, {"timeout": 10.0}),
+        ("anything in any order", anything, {"checked": True})]
 # What is not about a limit has time: a busy machine must not change the verdict.
 TIME = {"check": 10.0, "boot": 10.0}
 NOT_READY = "not all workers are ready after 2000 ms"
