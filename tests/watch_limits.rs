@@ -65,6 +65,56 @@ fn without_an_instance_everything_is_polled() {
 }
 
 #[test]
+fn what_cannot_be_read_for_want_of_a_descriptor_is_read_when_there_is_one() {
+    if !can(&["prlimit"]) {
+        return;
+    }
+    // Standard input, output and error, the two ends of the wake-up, and inotify.
+    for (few, what) in [(6, "t"), (5, "--poll=20 t")] {
+        let dir = Dir::new();
+        sh(&format!("cd '{}'; mkdir t; echo > t/x.py", dir.str("")), "");
+        let mut command = Command::new("sh");
+        let script = format!("exec prlimit --nofile={few}: {REFORK} watch --json {what} >&2");
+        command.current_dir(dir.path("")).args(["-ec", &script]);
+        let mut proc = Proc::spawn(command);
+        let line = proc.line("warning: cannot read t now: ");
+        assert!(line.contains("Too many open files") && line.ends_with("it is tried again"), "{line}");
+        proc.line("\"ready\":true");
+        let pid = proc.pid();
+        let limit = |most: u32| sh(&format!("prlimit --nofile={most}: --pid {pid}"), "");
+        limit(64);
+        // What was there nobody knows.
+        proc.line("t/x.py\"");
+        // While it runs, beside what is polled already.
+        limit(3);
+        std::fs::create_dir_all(dir.path("t/b/c/d")).unwrap();
+        std::fs::write(dir.path("t/b/c/d/e.py"), "").unwrap();
+        proc.line("warning: cannot read t");
+        limit(64);
+        proc.line("t/b/c/d/e.py\"");
+        std::fs::write(dir.path("t/b/c/d/f.py"), "").unwrap();
+        proc.line("t/b/c/d/f.py\"");
+        assert_eq!(proc.count("warning: cannot read"), 2, "{}", proc.log());
+    }
+    // Where inotify had everything until then.
+    let dir = Dir::new();
+    sh(&format!("cd '{}'; mkdir t", dir.str("")), "");
+    let mut proc = watch(&dir, &["env"], "", "t");
+    proc.line("\"ready\":true");
+    let pid = proc.pid();
+    let limit = |most: u32| sh(&format!("prlimit --nofile={most}: --pid {pid}"), "");
+    limit(3);
+    std::fs::create_dir_all(dir.path("t/b/c/d")).unwrap();
+    std::fs::write(dir.path("t/b/c/d/e.py"), "").unwrap();
+    proc.line("warning: inotify cannot watch t/b");
+    proc.line("warning: cannot read t/b");
+    limit(64);
+    proc.line("t/b/c/d/e.py\"");
+    std::fs::write(dir.path("t/b/c/d/f.py"), "").unwrap();
+    proc.line("t/b/c/d/f.py\"");
+}
+
+#[test]
 fn polling_can_be_asked_for_by_a_variable() {
     let dir = Dir::new();
     std::fs::create_dir_all(dir.path("t")).unwrap();

@@ -92,7 +92,8 @@ impl Eyes {
         let mut cx = poll::Context { filter: &filter, batch: &mut Batch::new(), gate: &mut None, report: false };
         for root in roots {
             let inner = root.len();
-            self.poll.add(root.clone(), inner, &mut cx).map_err(|e| (root, e))?;
+            self.poll.check(&root).map_err(|e| (root.clone(), e))?;
+            self.poll.add(root, inner, &mut cx);
         }
         Ok(())
     }
@@ -176,6 +177,7 @@ impl Eyes {
             drop(filter);
             std::mem::take(&mut inotify.trouble).iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
             self.take_rest(shared, batch, gate);
+            std::mem::take(&mut self.poll.trouble).iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
         }
         Ok(())
     }
@@ -213,9 +215,7 @@ impl Eyes {
         let filter = shared.filter();
         for rest in all {
             let mut cx = poll::Context { filter: &filter, batch, gate, report: rest.report };
-            if let Err(e) = self.poll.add(rest.path.clone(), rest.inner, &mut cx) {
-                self.poll.trouble.push(format!("cannot poll {}: {e}", dir::shown(&rest.path)));
-            }
+            self.poll.add(rest.path, rest.inner, &mut cx);
         }
         drop(filter);
         self.publish(shared);

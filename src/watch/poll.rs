@@ -67,6 +67,8 @@ pub(crate) struct Poll {
     due: Option<Moment>,
     /// Named once.
     unreadable: HashSet<Vec<u8>>,
+    /// This sweep was short of descriptors or memory; and that has been said.
+    short: (bool, bool),
     pub(crate) trouble: Vec<String>,
     /// Directories that contain the one that is swept.
     chain: Vec<(u64, u64)>,
@@ -89,17 +91,24 @@ impl Poll {
             follow,
             due: None,
             unreadable: HashSet::new(),
+            short: (false, false),
             trouble: Vec::new(),
             chain: Vec::new(),
             entries: Vec::new(),
         }
     }
 
-    /// Takes a path over: from now on changes are seen. With `cx.report`, what is there is a change already.
-    pub(crate) fn add(&mut self, path: Vec<u8>, inner: usize, cx: &mut Context<'_>) -> io::Result<()> {
-        if dir::stat(&path, true).is_ok_and(|stat| stat.is_dir()) {
-            Dir::open(&path)?.each(&mut self.entries, &mut |_, _| ())?;
+    /// May this path be polled at all? What cannot be read only now may: the next sweep tries again.
+    pub(crate) fn check(&mut self, path: &[u8]) -> io::Result<()> {
+        if !dir::stat(path, true).is_ok_and(|stat| stat.is_dir()) {
+            return Ok(());
         }
+        let read = Dir::open(path).and_then(|dir| dir.each(&mut self.entries, &mut |_, _| ()));
+        read.or_else(|e| if is_want(&e) { Ok(()) } else { Err(e) })
+    }
+
+    /// Takes a path over: from now on changes are seen. With `cx.report`, what is there is a change already.
+    pub(crate) fn add(&mut self, path: Vec<u8>, inner: usize, cx: &mut Context<'_>) {
         let known = self.roots.iter().position(|root| root.path == path && root.inner == inner);
         let known = known.map(|at| self.roots.swap_remove(at));
         // What is known and not to be reported now is for the next sweep to report.
@@ -110,7 +119,6 @@ impl Poll {
         }
         self.roots.push(root);
         self.due.get_or_insert(sys::now() + self.interval);
-        Ok(())
     }
 
     #[cfg(all(target_os = "linux", not(refork_portable)))]
@@ -132,11 +140,13 @@ impl Poll {
     /// Looks at everything.
     pub(crate) fn sweep(&mut self, cx: &mut Context<'_>) {
         let begun = sys::now();
+        self.short.0 = false;
         let mut roots = std::mem::take(&mut self.roots);
         for root in &mut roots {
             self.look(root, cx);
         }
         self.roots = roots;
+        self.short.1 = self.short.0;
         let now = sys::now();
         self.due = Some(now + self.interval.max((now - begun) * REST));
     }
@@ -157,6 +167,11 @@ impl Poll {
         let before = std::mem::replace(&mut root.entry, Entry::Missing);
         let stat = dir::stat(&path, true);
         let changed = match (before, stat) {
+            (before, Err(e)) if is_want(&e) => {
+                root.entry = before;
+                self.want(&path, &e);
+                false
+            }
             (Entry::Dir(mut snap), Ok(stat)) if stat.is_dir() && snap.id == (stat.dev, stat.ino) => {
                 self.refresh(&mut snap, &mut path, inner, &stat, cx);
                 root.entry = Entry::Dir(snap);
@@ -199,31 +214,31 @@ impl Poll {
         snap.id = id;
         let own = if is_fresh(stat) { 0 } else { dir::state(stat) };
         let same = own != 0 && own == snap.own;
-        let opened = Dir::open(path);
-        let quick = match &opened {
-            Ok(dir) if same => self.restate(dir, snap, path, cx),
-            _ => None,
-        };
-        let stats = match quick {
-            Some(stats) => stats,
-            None => match opened.and_then(|dir| self.list(&dir, snap, path, inner, cx)) {
-                Ok(stats) => {
-                    snap.own = own;
-                    stats
-                }
-                Err(e) => {
+        let len = path.len();
+        // Closed before its subdirectories are opened: depth takes no descriptors.
+        let stats = Dir::open(path).and_then(|dir| {
+            let quick = if same { self.restate(&dir, snap, path, cx) } else { None };
+            quick.map_or_else(|| self.list(&dir, snap, path, inner, cx), Ok)
+        });
+        let stats = match stats {
+            Ok(stats) => stats,
+            Err(e) => {
+                path.truncate(len);
+                snap.own = 0;
+                match e.raw_os_error() {
                     // Gone meanwhile, or a file by now: the next sweep sees it.
-                    let gone = matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR));
-                    if !gone && self.unreadable.insert(path.clone()) {
+                    Some(libc::ENOENT | libc::ENOTDIR) => {}
+                    _ if is_want(&e) => self.want(path, &e),
+                    _ if self.unreadable.insert(path.clone()) => {
                         self.trouble.push(format!("cannot read {}: {e}; the rest is watched", dir::shown(path)));
                     }
-                    snap.own = 0;
-                    return;
+                    _ => {}
                 }
-            },
+                return;
+            }
         };
+        snap.own = own;
         self.chain.push(id);
-        let len = path.len();
         for ((name, child), stat) in snap.dirs.iter_mut().zip(&stats) {
             dir::join(path, name);
             if child.id != (0, 0) && child.id != (stat.dev, stat.ino) {
@@ -234,6 +249,14 @@ impl Poll {
             path.truncate(len);
         }
         self.chain.pop();
+    }
+
+    /// What was known of it stays known.
+    fn want(&mut self, path: &[u8], e: &io::Error) {
+        self.short.0 = true;
+        if !std::mem::replace(&mut self.short.1, true) {
+            self.trouble.push(format!("cannot read {} now: {e}; it is tried again", dir::shown(path)));
+        }
     }
 
     /// The names are the same: states what is known. `None`: they are not, after all.
@@ -282,7 +305,11 @@ impl Poll {
         for name in sorted {
             path.truncate(len);
             dir::join(path, name);
-            let Ok(stat) = dir.stat(name, self.follow) else { continue };
+            let stat = match dir.stat(name, self.follow) {
+                Ok(stat) => stat,
+                Err(e) if is_want(&e) => return Err(e),
+                Err(_) => continue,
+            };
             if stat.is_dir() {
                 if !cx.filter.prunes(path, inner) {
                     found.push((name, stat));
@@ -339,6 +366,11 @@ fn report_all(snap: &Snap, path: &mut Vec<u8>, cx: &mut Context<'_>) {
 fn fold(hash: u64, name: &[u8], state: State) -> u64 {
     let name = name.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     digest(&[name, state])
+}
+
+/// The process or the system is short of something, which is no property of the directory.
+fn is_want(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 fn is_fresh(stat: &Stat) -> bool {
