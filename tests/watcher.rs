@@ -165,6 +165,16 @@ const TREE: &[Row] = &[
         &[("mkdir ../out/later; echo > ../out/later/x.py", "later/x.py ?later"), ("echo 2 > ../out/later/x.py", "later/x.py")],
     ),
     row(
+        "a link that leads nowhere",
+        "",
+        &[
+            ("ln -s ../out/no l.py; ln -s ../out/no l", "l.py"),
+            ("mkdir d; ln -s ../../out/no d/m.py; ln -s ../../out/no d/m", "d/m.py"),
+            ("rm l; rm l.py", "l.py"),
+            ("rm -r d", "d/m.py"),
+        ],
+    ),
+    row(
         "links that lead in circles",
         "mkdir a b; ln -s ../b a/b; ln -s ../a b/a; ln -s .. a/up; ln -s self self; echo > b/x.py",
         &[("echo 2 > b/x.py", "b/x.py a/b/x.py"), ("echo > a/y.py", "a/y.py b/a/y.py")],

@@ -1,7 +1,8 @@
 //! The portable backend: stat(2) sweeps, and what is different from the last.
 //!
-//! A directory is listed again only when its own state has changed; the files known are stated each time. Symbolic links need
-//! no care here: a stat follows them. The interval stretches so that sweeps take at most 5 % of the time.
+//! A directory is listed again only when its own state has changed; the files known are stated each time. A stat follows
+//! symbolic links; of one that leads nowhere the name is kept, with the state `NOWHERE`: what it leads to may come to be, and
+//! its directory does not tell. The interval stretches so that sweeps take at most 5 % of the time.
 
 use super::batch::Batch;
 use super::dir::{self, Dir, Kind};
@@ -18,8 +19,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A sweep that took one unit is followed by this many units of rest, if that is longer than the interval.
 const REST: u32 = 19;
-/// A directory whose time of change is this close to now may change again without showing it: it is listed again.
-const FRESH: Duration = Duration::from_secs(3);
+/// A directory whose time of change is this close to now, in seconds, may change again without showing it: it is listed again.
+const FRESH: i64 = 3;
+/// The state of a link that leads nowhere: perhaps to a file that counts one day, perhaps to a directory.
+const NOWHERE: State = 0;
 /// Directories below directories, at most.
 const DEPTH: usize = 500;
 
@@ -50,7 +53,8 @@ impl Snap {
     /// A directory without files that count changes nothing: nobody is told of it either.
     fn digest(&self, before: u64, name: &[u8]) -> u64 {
         let own = fold(before, name, 1);
-        let hash = self.files.iter().fold(own, |hash, (name, state)| fold(hash, name, state));
+        let files = self.files.iter().filter(|(_, state)| *state != NOWHERE);
+        let hash = files.fold(own, |hash, (name, state)| fold(hash, name, state));
         let all = self.dirs.iter().fold(hash, |hash, (name, snap)| snap.digest(hash, name));
         if all == own {
             return before;
@@ -64,6 +68,7 @@ pub(crate) struct Poll {
     roots: Vec<Root>,
     interval: Duration,
     follow: bool,
+    pub(super) fresh: i64,
     due: Option<Moment>,
     /// Named once.
     unreadable: HashSet<Vec<u8>>,
@@ -89,6 +94,7 @@ impl Poll {
             roots: Vec::new(),
             interval,
             follow,
+            fresh: FRESH,
             due: None,
             unreadable: HashSet::new(),
             short: (false, false),
@@ -179,7 +185,7 @@ impl Poll {
             }
             (before, stat) => {
                 if let Entry::Dir(snap) = &before {
-                    report_all(snap, &mut path, cx);
+                    report_all(snap, &mut path, inner, cx);
                 }
                 root.entry = match &stat {
                     Ok(stat) if stat.is_dir() => {
@@ -212,7 +218,7 @@ impl Poll {
             return;
         }
         snap.id = id;
-        let own = if is_fresh(stat) { 0 } else { dir::state(stat) };
+        let own = if self.is_fresh(stat) { 0 } else { dir::state(stat) };
         let same = own != 0 && own == snap.own;
         let len = path.len();
         // Closed before its subdirectories are opened: depth takes no descriptors.
@@ -242,13 +248,20 @@ impl Poll {
         for ((name, child), stat) in snap.dirs.iter_mut().zip(&stats) {
             dir::join(path, name);
             if child.id != (0, 0) && child.id != (stat.dev, stat.ino) {
-                report_all(child, path, cx);
+                report_all(child, path, inner, cx);
                 *child = Snap::default();
             }
             self.refresh(child, path, inner, stat, cx);
             path.truncate(len);
         }
         self.chain.pop();
+    }
+
+    fn is_fresh(&self, stat: &Stat) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
+        let newest = stat.mtime.0.max(stat.ctime.0);
+        // A time in the future is one that the clock has yet to pass.
+        newest >= now - self.fresh
     }
 
     /// What was known of it stays known.
@@ -263,6 +276,12 @@ impl Poll {
     fn restate(&mut self, dir: &Dir, snap: &mut Snap, path: &mut Vec<u8>, cx: &mut Context<'_>) -> Option<Vec<Stat>> {
         let len = path.len();
         for (name, state) in snap.files.iter_mut() {
+            if *state == NOWHERE {
+                match dir.stat(name, self.follow) {
+                    Ok(_) => return None,
+                    Err(_) => continue,
+                }
+            }
             let stat = dir.stat(name, self.follow).ok().filter(|stat| !stat.is_dir())?;
             let is = dir::state(&stat);
             if std::mem::replace(state, is) != is && cx.report {
@@ -308,7 +327,13 @@ impl Poll {
             let stat = match dir.stat(name, self.follow) {
                 Ok(stat) => stat,
                 Err(e) if is_want(&e) => return Err(e),
-                Err(_) => continue,
+                // Gone meanwhile, or a link that leads nowhere.
+                Err(_) => {
+                    if self.follow && dir.stat(name, false).is_ok() {
+                        files.push(name, NOWHERE);
+                    }
+                    continue;
+                }
             };
             if stat.is_dir() {
                 if !cx.filter.prunes(path, inner) {
@@ -321,9 +346,12 @@ impl Poll {
         path.truncate(len);
         files.shrink();
         if cx.report {
-            difference(&snap.files, &files, |name, _, _| {
+            difference(&snap.files, &files, |name, was, is| {
                 dir::join(path, name);
-                cx.batch.report(path);
+                let is_file = was.or(is) != Some(NOWHERE) || is.is_some_and(|state| state != NOWHERE);
+                if is_file || cx.filter.counts(path, inner) {
+                    cx.batch.report(path);
+                }
                 path.truncate(len);
             });
         }
@@ -338,7 +366,7 @@ impl Poll {
         }
         for (name, gone) in &old {
             dir::join(path, name);
-            report_all(gone, path, cx);
+            report_all(gone, path, inner, cx);
             path.truncate(len);
         }
         Ok(stats)
@@ -346,19 +374,21 @@ impl Poll {
 }
 
 /// Everything in a directory that is not there any more.
-fn report_all(snap: &Snap, path: &mut Vec<u8>, cx: &mut Context<'_>) {
+fn report_all(snap: &Snap, path: &mut Vec<u8>, inner: usize, cx: &mut Context<'_>) {
     if !cx.report {
         return;
     }
     let len = path.len();
-    for (name, _) in snap.files.iter() {
+    for (name, state) in snap.files.iter() {
         dir::join(path, name);
-        cx.batch.report(path);
+        if state != NOWHERE || cx.filter.counts(path, inner) {
+            cx.batch.report(path);
+        }
         path.truncate(len);
     }
-    for (name, inner) in &snap.dirs {
+    for (name, below) in &snap.dirs {
         dir::join(path, name);
-        report_all(inner, path, cx);
+        report_all(below, path, inner, cx);
         path.truncate(len);
     }
 }
@@ -371,11 +401,4 @@ fn fold(hash: u64, name: &[u8], state: State) -> u64 {
 /// The process or the system is short of something, which is no property of the directory.
 fn is_want(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
-}
-
-fn is_fresh(stat: &Stat) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
-    let newest = stat.mtime.0.max(stat.ctime.0);
-    // A time in the future is one that the clock has yet to pass.
-    newest >= now - FRESH.as_secs() as i64
 }

@@ -104,6 +104,50 @@ fn the_digest_tells_what_counts_and_nothing_else() {
     std::fs::remove_dir_all(&root).unwrap();
 }
 
+#[test]
+fn a_sweep_looks_at_links_that_lead_nowhere() {
+    use std::os::unix::fs::symlink;
+    let base = std::env::temp_dir().canonicalize().unwrap().join(format!("refork-nowhere-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&base);
+    std::fs::create_dir_all(base.join("r")).unwrap();
+    for (name, target) in [("f.py", "../out/k.py"), ("d", "../out"), ("g.py", "f.py"), ("e", "d/sub"), ("self", "self")]
+    {
+        symlink(target, base.join("r").join(name)).unwrap();
+    }
+    let (filter, mut poll) = (Filter::default(), poll::Poll::new(Duration::ZERO, true));
+    // No directory is so young that it is listed for that.
+    poll.fresh = -1000;
+    let root = base.join("r").into_os_string().into_vec();
+    let mut batch = batch::Batch::new();
+    let mut cx = poll::Context { filter: &filter, batch: &mut batch, gate: &mut None, report: false };
+    poll.add(root.clone(), root.len(), &mut cx);
+    let mut sweep = || {
+        let mut cx = poll::Context { filter: &filter, batch: &mut batch, gate: &mut None, report: true };
+        poll.sweep(&mut cx);
+        let seen = batch.take().into_iter().map(|path| path.strip_prefix(base.join("r")).unwrap().to_owned());
+        seen.map(|path| path.to_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    let all = "d/k.py d/sub/s.py e/s.py f.py g.py";
+    assert_eq!(sweep(), "");
+    std::fs::create_dir_all(base.join("o9/sub")).unwrap();
+    std::fs::write(base.join("o9/k.py"), "1").unwrap();
+    std::fs::write(base.join("o9/sub/s.py"), "1").unwrap();
+    for _ in 0..2 {
+        std::fs::rename(base.join("o9"), base.join("out")).unwrap();
+        assert_eq!((sweep().as_str(), sweep().as_str()), (all, ""));
+        std::fs::write(base.join("out/k.py"), "22").unwrap();
+        assert_eq!(sweep(), "d/k.py f.py g.py");
+        std::fs::write(base.join("out/k.py"), "1").unwrap();
+        assert_eq!(sweep(), "d/k.py f.py g.py");
+        std::fs::rename(base.join("out"), base.join("o9")).unwrap();
+        assert_eq!((sweep().as_str(), sweep().as_str()), (all, ""));
+    }
+    // Of the links themselves those count whose names do.
+    std::fs::rename(base.join("r"), base.join("r9")).unwrap();
+    assert_eq!(sweep(), " f.py g.py");
+    std::fs::remove_dir_all(&base).unwrap();
+}
+
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 #[test]
 fn random_and_truncated_records_neither_panic_nor_loop() {
