@@ -201,6 +201,26 @@ fn a_thread_that_cannot_be_started_is_one_line_and_the_service_goes_on() {
 }
 
 #[test]
+fn a_directory_with_more_names_than_are_watched_is_named() {
+    let dir = Dir::new();
+    sh(&format!("cd '{}'; mkdir t out", dir.str("")), "");
+    let out = std::fs::canonicalize(dir.path("out")).unwrap();
+    let text = format!(" is not followed: {} is watched by 64 names, which is the most", out.display());
+    for (links, lines) in [(64, 0), (70, 1)] {
+        for i in 0..links {
+            let _ = std::os::unix::fs::symlink("../out", dir.path(&format!("t/l{i}")));
+        }
+        let mut proc = watch(&dir, &["env"], "", "--all t");
+        proc.line("\"ready\":true");
+        std::fs::write(dir.path("out/x.py"), links.to_string()).unwrap();
+        let line = proc.line("x.py\"");
+        assert_eq!(line.matches("/x.py\"").count(), 64, "{line}");
+        assert_eq!(proc.count("warning: "), lines, "{}", proc.log());
+        assert_eq!(proc.count(&format!("{text}\"}}")), lines, "{}", proc.log());
+    }
+}
+
+#[test]
 fn mounts_come_and_go_and_loops_end() {
     let mounts = ["unshare", "-m"];
     if !can(&mounts) {

@@ -107,6 +107,8 @@ pub(crate) struct Inotify {
     pub(super) silent: Vec<(Vec<u8>, String)>,
     /// It has been said that a limit is reached.
     pub(super) exhausted: bool,
+    /// It has been said that a directory has more names than are watched.
+    pub(super) crowded: bool,
     /// Why a root cannot be used.
     pub(super) unusable: Option<(Vec<u8>, io::Error)>,
 }
@@ -135,6 +137,7 @@ impl Inotify {
             trouble: Vec::new(),
             silent: dir::silent_mounts(&std::fs::read("/proc/self/mountinfo").unwrap_or_default()),
             exhausted: false,
+            crowded: false,
             unusable: None,
         })
     }

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// So many names for one directory are enough: links that lead to each other in all ways end.
-const MOST_NAMES: usize = 16;
+const MOST_NAMES: usize = 64;
 /// A path that keeps changing while it is resolved is resolved again on the next event.
 const TRIES: usize = 8;
 
@@ -192,12 +192,25 @@ impl Inotify {
             // It may have been moved into what it leads to.
             _ if parent != NONE && self.tree.is_loop(parent, wd) => return Target::Loop,
             Target::Dir(node) if self.tree.wd(node) == wd => return was,
-            _ if parent != NONE && self.tree.of(wd).len() >= MOST_NAMES => return Target::Loop,
+            _ if parent != NONE && self.tree.of(wd).len() >= MOST_NAMES => {
+                self.complain_of_names(path);
+                return Target::Loop;
+            }
             _ => {}
         }
         let node = self.tree.add(parent, &name, wd, id, report != Report::All);
         self.walk(node, report, cx);
         Target::Dir(node)
+    }
+
+    /// A line for the user, once: links that lead to each other would fill the log.
+    fn complain_of_names(&mut self, path: &[u8]) {
+        if !std::mem::replace(&mut self.crowded, true) {
+            let real = std::fs::canonicalize(OsStr::from_bytes(path)).unwrap_or_default();
+            let (link, real) = (dir::shown(path), dir::shown(real.as_os_str().as_bytes()));
+            self.trouble
+                .push(format!("{link} is not followed: {real} is watched by {MOST_NAMES} names, which is the most"));
+        }
     }
 
     fn set_target(&mut self, id: u32, target: Target) {
