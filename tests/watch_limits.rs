@@ -230,7 +230,7 @@ fn mounts_come_and_go_and_loops_end() {
     sh(&format!("cd '{}'; mkdir -p t/a t/loop; echo > t/a/under.py", dir.str("")), "");
     // The shell stays and unmounts when told to.
     let script = format!(
-        "cd '{0}'; mount -t tmpfs none t/a; mkdir t/a/deep; mount --bind t t/loop; mkfifo go; {REFORK} watch --json t >&2 & \
+        "cd '{0}'; mount -t tmpfs none t/a; mkdir t/a/deep; echo > t/a/deep/x.py; mount --bind t t/loop; mkfifo go; {REFORK} watch --json t >&2 & \
          pid=$!; read line < go; umount -l t/a; echo unmounted >&2; read line < go; kill $pid",
         dir.str("")
     );
@@ -243,8 +243,9 @@ fn mounts_come_and_go_and_loops_end() {
     let line = proc.line("t/x.py\"");
     assert!(!line.contains("loop/loop"), "{line}");
     go();
-    // What the mount had hidden is there again, and watched.
+    // What was in it is gone; what it had hidden is there again, and watched.
     proc.line("t/a/under.py\"");
+    assert!(proc.count("\"t/a\"") > 0, "{}", proc.log());
     std::fs::write(dir.path("t/a/new.py"), "1").unwrap();
     proc.line("t/a/new.py\"");
     go();

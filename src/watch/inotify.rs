@@ -58,8 +58,13 @@ fn is_inotify(fd: &OwnedFd) -> bool {
     link.map_or(true, |link| link.as_os_str() == "anon_inode:inotify")
 }
 
-/// A path that was moved away, and where its part below the root begins.
-type Was = Option<(Vec<u8>, usize)>;
+/// A path that was moved away or unmounted, and where its part below the root begins.
+struct Was {
+    path: Vec<u8>,
+    inner: usize,
+    /// With all that contains it, up to the mount point.
+    unmounted: bool,
+}
 
 /// A name that may be a symbolic link.
 pub(super) struct Maybe {
@@ -89,9 +94,9 @@ pub(crate) struct Inotify {
     pub(super) walker: Walker,
     /// Subdirectories that may not be read: named once, tried again when their mode changes.
     pub(super) unreadable: Vec<(u32, Box<[u8]>)>,
-    /// Nodes whose place is in doubt; of those that were moved the path, and where its part below the root begins, for
-    /// their parents may be moved too before they are looked at.
-    verify: Vec<(u32, Was)>,
+    /// Nodes whose place is in doubt; of those that were moved or unmounted the path, for their parents may be moved too
+    /// before they are looked at.
+    verify: Vec<(u32, Option<Was>)>,
     /// Names that may be symbolic links; found by a walk, or named by an event.
     pub(super) maybe: Vec<Maybe>,
     /// The watch and the name of what was created last and not written to yet: a file, unless nothing follows.
@@ -252,10 +257,11 @@ impl Inotify {
                 if is(libc::IN_IGNORED) {
                     self.tree.detach(id);
                 }
-                let was = is(libc::IN_MOVE_SELF).then(|| {
+                // An unmount takes all that was in it away, without a word of each.
+                let was = is(libc::IN_MOVE_SELF | libc::IN_UNMOUNT).then(|| {
                     let mut path = Vec::new();
                     let inner = self.tree.path(id, &mut path);
-                    (path, inner)
+                    Was { path, inner, unmounted: is(libc::IN_UNMOUNT) }
                 });
                 self.verify.push((id, was));
             }
@@ -375,7 +381,7 @@ impl Inotify {
     }
 
     /// Is the node still what its name means?
-    fn verify_node(&mut self, id: u32, was: Was, cx: &mut Context<'_>) {
+    fn verify_node(&mut self, id: u32, was: Option<Was>, cx: &mut Context<'_>) {
         if let Some(Some(link)) = self.links.get_mut(self.tree.link(id) as usize) {
             link.dirty = true;
             return;
@@ -388,11 +394,13 @@ impl Inotify {
         }
         // Files that were deleted were reported one by one; what is in a tree that was moved away was not.
         // Of one that was made since and never held a file that counts there is nothing to say.
-        let counts = self.tree.counts(id);
-        if let Some((path, _)) = was.filter(|(path, inner)| counts && !cx.filter.prunes(path, *inner)) {
-            cx.batch.report(&path);
-        }
+        // An unmounted tree is told of by its mount point: the directory above is still there.
         let (parent, name) = self.tree.place(id);
+        let top = |was: &Was| !was.unmounted || self.tree.knows(self.tree.wd(parent));
+        let counts = |was: &Was| self.tree.counts(id) && !cx.filter.prunes(&was.path, was.inner);
+        if let Some(was) = was.filter(|was| top(was) && counts(was)) {
+            cx.batch.report(&was.path);
+        }
         self.kill(id);
         if let Ok(wd) = there {
             // Another directory is in its place, or the same one after an unmount.
