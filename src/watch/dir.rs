@@ -187,16 +187,18 @@ mod os {
 
     /// Why inotify cannot watch this, with the limit's name and value.
     pub(crate) fn exhausted(path: &[u8], e: &io::Error) -> String {
-        let limit = match e.raw_os_error() {
-            Some(libc::ENOSPC) => "fs.inotify.max_user_watches",
-            Some(libc::EMFILE) if path.is_empty() => "fs.inotify.max_user_instances",
-            _ => "",
+        let limits = match e.raw_os_error() {
+            Some(libc::ENOSPC) => ["fs.inotify.max_user_watches", "user.max_inotify_watches"],
+            Some(libc::EMFILE) if path.is_empty() => ["fs.inotify.max_user_instances", "user.max_inotify_instances"],
+            _ => ["", ""],
         };
-        let value = std::fs::read_to_string(format!("/proc/sys/{}", limit.replace('.', "/"))).unwrap_or_default();
-        let limit = match limit {
-            "" => String::new(),
-            limit => format!(", {limit} is {}", value.trim()),
-        };
+        // In a user namespace the lower one counts. Unreadable when the process has no descriptor left: that was the limit.
+        let values = limits.iter().filter_map(|limit| {
+            let value = std::fs::read_to_string(format!("/proc/sys/{}", limit.replace('.', "/"))).ok()?;
+            Some((value.trim().parse::<u64>().ok()?, limit))
+        });
+        let limit = values.min_by_key(|(value, _)| *value);
+        let limit = limit.map(|(value, limit)| format!(", {limit} is {value}")).unwrap_or_default();
         match path {
             [] => format!("inotify cannot be had ({e}{limit}): polled"),
             path => format!("inotify cannot watch {} ({e}{limit}): the rest is polled", shown(path)),
