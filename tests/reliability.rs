@@ -224,16 +224,17 @@ fn what_failed_for_another_reason_than_the_image_is_tried_again() {
     for order in ORDERS {
         let dir = Dir::new();
         std::fs::create_dir(dir.path("src")).unwrap();
-        dir.save("src/conf.py", "well");
-        let (watch, ill) = (format!("watch={}", dir.str("src")), format!("ill={}", dir.str("src/conf.py")));
+        let (watch, ill) = (format!("watch={}", dir.str("src")), format!("ill={}", dir.str("conf")));
         let (mut proc, addr) = probe(&dir, &[order, "boot=4000", &watch, &ill]);
         // The same image as before fails, for its configuration is ill.
-        dir.save("src/conf.py", "unwell");
+        dir.save("conf", "unwell");
+        proc.signal("HUP");
         proc.line("reload #1: workers of the new code die before they are ready");
         proc.line(if order == ORDERS[0] { "reload #1: rolled back" } else { "reload #1: abandoned" });
-        dir.save("src/conf.py", "well again");
-        proc.line("reload #2: done");
+        dir.save("conf", "well again");
         proc.signal("HUP");
+        proc.line("reload #2: done");
+        dir.save("src/code.py", "");
         proc.line("reload #3: done");
         assert_eq!(tag(&addr), "v1");
         // An image that is ill itself: with a change elsewhere it is worth another try, without one it is not.
@@ -548,7 +549,8 @@ fn the_status_file_says_what_is_and_is_never_written_through_a_link() {
     let dir = Dir::new();
     let (path, target) = (dir.str("it's status"), dir.save("target", "untouched"));
     std::os::unix::fs::symlink(&target, &path).unwrap();
-    let (mut proc, _) = probe(&dir, &["workers=2", &format!("status={path}")]);
+    // Whoever has read a line finds a file that is as new: here each line brings it along.
+    let (mut proc, _) = probe(&dir, &["workers=2", &format!("status={path}"), &format!("lines={path}")]);
     let quoted = path.replace('\'', r"'\''");
     let get = |key: &str| status(&quoted, key);
     assert_eq!(std::fs::read_to_string(&target).unwrap(), "untouched");
@@ -558,7 +560,6 @@ fn the_status_file_says_what_is_and_is_never_written_through_a_link() {
     assert_eq!(get("pid"), proc.pid().to_string());
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", proc.pid())).unwrap();
     assert_eq!(get("start_time"), stat.rsplit(") ").next().unwrap().split(' ').nth(19).unwrap());
-    // Whoever has read a line finds a file that is as new.
     let is = |key: &str, value: &str| assert_eq!(get(key), value, "{key}");
     is("state", "serving");
     let workers: Vec<u32> = get("workers").split(' ').map(|w| w.split(':').nth(1).unwrap().parse().unwrap()).collect();
@@ -573,10 +574,13 @@ fn the_status_file_says_what_is_and_is_never_written_through_a_link() {
     is("last_error", &format!("{} ended before Master::run (exit code 0)", dir.str("probe")));
     dir.probe("probe", "v2");
     proc.signal("HUP");
-    proc.line("reload #2: done");
+    let done = proc.line("reload #2: done");
+    assert!(done.contains("generation='2' reload='2' state='serving'"), "{done}");
     is("generation", "2");
     is("last_error", "");
     proc.stop();
+    let stopped = proc.seen.iter().find(|line| line.contains("stopped")).unwrap();
+    assert!(stopped.contains("state='stopped' workers=''"), "{stopped}");
     assert_eq!((get("state"), get("workers")), ("stopped".into(), String::new()));
     assert_eq!(
         std::fs::read_dir(dir.path(""))

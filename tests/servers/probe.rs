@@ -2,7 +2,8 @@
 //!
 //! `probe KEY=VALUE...`: `bind=ADDR`, `bind=NAME=ADDR`, `workers=N`, `watch=PATH`, `watch=executable`, `filter=FIFO`
 //! (the watcher reads it when it first sees `held.py`), `timeout=MS`, `debounce=MS`, `poll=MS`,
-//! `ill=FILE` (a worker that reads `unwell` there is), `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`, `rollback=off`, `status=PATH`,
+//! `lines=FILE` (each log line, and what is in the file then), `ill=FILE` (a worker that reads `unwell` there is),
+//! `serve=accept|listeners`, `thread=1`, `handover=overlap`, `check=MS|off`, `boot=MS`, `rollback=off`, `status=PATH`,
 //! and for `command=SCRIPT`, which sh runs: `ready=MS|notify`, `checkcmd=CMD`, `stop=N`.
 //! Its version is what follows `TAG:` at the end of its own file, so that a copy with another tag is new code. A tag
 //! that contains one of these words is code that is ill: `crashes`, `exits`, `hangs` in `main`; `misconfigured`,
@@ -20,7 +21,11 @@ use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::OnceLock;
 use std::time::Duration;
+
+/// What `lines` adds to each line.
+static FILE: OnceLock<String> = OnceLock::new();
 
 fn main() -> refork::Result<()> {
     if std::env::args().nth(1).as_deref() == Some("plain") {
@@ -53,6 +58,13 @@ fn main() -> refork::Result<()> {
             "workers" => master.workers(value.parse().expect("a number")),
             "watch" if value == "executable" => master.watch_executable(),
             "watch" => master.watch(value),
+            "lines" => {
+                let _ = FILE.set(value.to_owned());
+                master.log(|_, line| {
+                    let file = FILE.get().map(std::fs::read_to_string);
+                    eprintln!("{line} {}", file.map(Result::unwrap_or_default).unwrap_or_default().replace('\n', " "));
+                })
+            }
             "ill" => {
                 value.clone_into(&mut ill);
                 master
