@@ -230,7 +230,8 @@ fn mounts_come_and_go_and_loops_end() {
     sh(&format!("cd '{}'; mkdir -p t/a t/loop; echo > t/a/under.py", dir.str("")), "");
     // The shell stays and unmounts when told to.
     let script = format!(
-        "cd '{0}'; mount -t tmpfs none t/a; mkdir t/a/deep; echo > t/a/deep/x.py; mount --bind t t/loop; mkfifo go; {REFORK} watch --json t >&2 & \
+        "cd '{0}'; mount -t tmpfs none t/a; mkdir t/a/deep; echo > t/a/deep/x.py; mount --bind t t/loop; mkfifo go; \
+         {REFORK} watch --json t >&2 & \
          pid=$!; read line < go; umount -l t/a; echo unmounted >&2; read line < go; kill $pid",
         dir.str("")
     );

@@ -192,7 +192,7 @@ mod os {
             Some(libc::EMFILE) if path.is_empty() => ["fs.inotify.max_user_instances", "user.max_inotify_instances"],
             _ => ["", ""],
         };
-        // In a user namespace the lower one counts. Unreadable when the process has no descriptor left: that was the limit.
+        // In a user namespace the lower one counts. Neither can be read when it is descriptors that the process lacks.
         let values = limits.iter().filter_map(|limit| {
             let value = std::fs::read_to_string(format!("/proc/sys/{}", limit.replace('.', "/"))).ok()?;
             Some((value.trim().parse::<u64>().ok()?, limit))

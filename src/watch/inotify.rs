@@ -94,8 +94,8 @@ pub(crate) struct Inotify {
     pub(super) walker: Walker,
     /// Subdirectories that may not be read: named once, tried again when their mode changes.
     pub(super) unreadable: Vec<(u32, Box<[u8]>)>,
-    /// Nodes whose place is in doubt; of those that were moved or unmounted the path, for their parents may be moved too
-    /// before they are looked at.
+    /// Nodes whose place is in doubt; of those that were moved or unmounted the path, for their parents may be moved
+    /// too before they are looked at.
     verify: Vec<(u32, Option<Was>)>,
     /// Names that may be symbolic links; found by a walk, or named by an event.
     pub(super) maybe: Vec<Maybe>,

@@ -1,8 +1,8 @@
 //! The portable backend: stat(2) sweeps, and what is different from the last.
 //!
-//! A directory is listed again only when its own state has changed; the files known are stated each time. A stat follows
-//! symbolic links; of one that leads nowhere the name is kept, with the state `NOWHERE`: what it leads to may come to be, and
-//! its directory does not tell. The interval stretches so that sweeps take at most 5 % of the time.
+//! A directory is listed again only when its own state has changed; the files known are stated each time. A stat
+//! follows symbolic links; of one that leads nowhere the name is kept, with the state `NOWHERE`: what it leads to may
+//! come to be, and its directory does not tell. The interval stretches so that sweeps take at most 5 % of the time.
 
 use super::batch::Batch;
 use super::dir::{self, Dir, Kind};
@@ -19,7 +19,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A sweep that took one unit is followed by this many units of rest, if that is longer than the interval.
 const REST: u32 = 19;
-/// A directory whose time of change is this close to now, in seconds, may change again without showing it: it is listed again.
+/// A directory whose time of change is this close to now, in seconds, may change again without showing it: it is
+/// listed again.
 const FRESH: i64 = 3;
 /// The state of a link that leads nowhere: perhaps to a file that counts one day, perhaps to a directory.
 const NOWHERE: State = 0;

@@ -143,8 +143,8 @@ impl Inotify {
             match listed {
                 Ok(()) => {}
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {}
-                // No descriptor left: polling comes back to it.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                // No descriptor or no memory left: polling comes back to it.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
                     self.poll_instead(&path, inner, report, &e);
                 }
                 Err(e) => self.complain(&path, &e),
