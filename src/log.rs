@@ -6,6 +6,7 @@
 mod note;
 
 pub(crate) use note::{Note, Shown};
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering::Relaxed};
@@ -132,11 +133,34 @@ fn print(line: String) {
         lost => format!("refork: warning: {lost} line(s) are lost: nobody read standard error\n{line}"),
     };
     crate::sys::signal::without_tty_stops(|| {
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        let _ = std::io::stderr().write_all(cut(&line).as_bytes());
     });
+}
+
+/// What a pipe with room takes at once (PIPE_BUF on Linux): more would wait for a reader.
+fn cut(line: &str) -> Cow<'_, str> {
+    const MOST: usize = 4096;
+    const END: &str = "...\n";
+    if line.len() <= MOST {
+        return line.into();
+    }
+    let end = (0..=MOST - END.len()).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}{END}", &line[..end]).into()
 }
 
 /// `say` for a warning that is used once.
 pub(crate) fn warn(text: impl Into<String>) {
     say(&Note::warn(text));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cut;
+
+    #[test]
+    fn a_line_is_at_most_what_a_pipe_takes_at_once() {
+        assert_eq!(cut("a line\n"), "a line\n");
+        let long = cut(&"\u{e4}".repeat(3000)).into_owned();
+        assert!(long.len() <= 4096 && long.len() > 4090 && long.ends_with("\u{e4}...\n"), "{}", long.len());
+    }
 }

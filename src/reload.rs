@@ -55,7 +55,11 @@ impl Status {
         let lives = match self.start_time.as_str() {
             // No /proc where it was written: another process may have got the number, but nobody has not.
             "" => refork::exists(self.pid),
-            time => start_time(self.pid).is_some_and(|now| now == time),
+            time => match start_time(self.pid) {
+                Some(now) => now == time,
+                // No /proc here: as above.
+                None => start_time(std::process::id()).is_none() && refork::exists(self.pid),
+            },
         };
         let what = match self.state.as_str() {
             "stopping" if lives => "is stopping",

@@ -267,6 +267,15 @@ fn a_master_whose_standard_error_nobody_reads_can_be_stopped() {
 }
 
 #[test]
+fn more_workers_than_descriptors_are_no_trouble() {
+    let script = "ulimit -n 64; exec \"$0\" run -w 40 -- sleep 1000";
+    let mut proc = Proc::start("sh", &["-c", script, REFORK]);
+    proc.line("ready: generation 1, 40 workers");
+    proc.stop();
+    assert_eq!(proc.count("poll"), 0, "{}", proc.log());
+}
+
+#[test]
 fn a_command_that_disappears_costs_nothing() {
     let dir = Dir::new();
     let script = "#!/bin/sh\nexec sleep 1000\n";

@@ -217,6 +217,27 @@ fn code_that_does_not_boot_is_rolled_back_and_only_other_code_is_tried() {
 }
 
 #[test]
+fn an_image_that_comes_during_the_drain_is_checked_too() {
+    let dir = Dir::new();
+    let fifo = dir.str("fifo");
+    sh(&format!("mkfifo '{fifo}'"), "");
+    let (mut proc, addr) = probe(&dir, &["timeout=600000"]);
+    let (path, client) = (format!("/fifo{fifo}"), addr.clone());
+    let answer = std::thread::spawn(move || get(&client, &path));
+    let write = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    proc.signal("HUP");
+    proc.line("reload #1: draining");
+    dir.probe("probe", "crashes");
+    std::io::Write::write_all(&mut { write }, b"finished\n").unwrap();
+    assert!(answer.join().unwrap().unwrap().contains("finished"));
+    let line = proc.line("reload #1: dropped");
+    assert!(line.contains("ended before Master::run (signal 6 (SIGABRT))"), "{line}");
+    assert!(line.ends_with("workers of the running code are started again"), "{line}");
+    assert_eq!(tag(&addr), "v1");
+    proc.stop();
+}
+
+#[test]
 fn what_failed_for_another_reason_than_the_image_is_tried_again() {
     if !ROLLS_BACK {
         return;

@@ -299,8 +299,8 @@ impl Display for Note {
             }
             Note::RolledBack { reload, generation, workers, why } => write!(
                 f,
-                "reload #{reload}: rolled back: {}; generation {generation} serves on, {}; a bad image is tried \
-                 again only after a change",
+                "reload #{reload}: rolled back: {}; generation {generation} serves on, {}; an image that is \
+                 bad itself is tried again only after a change",
                 why.trim_end(),
                 Workers(*workers)
             ),

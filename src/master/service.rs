@@ -15,6 +15,7 @@ use crate::error::{Error, Op, Result};
 use crate::handoff::Image;
 use crate::listener::{Listener, Want};
 use crate::log::{self, Note};
+use crate::plan::snapshot::State;
 use crate::plan::supervise::{Action, Config, Event, Supervise};
 use crate::plan::token::Watched;
 use crate::sys::process::{self, Pid};
@@ -56,6 +57,10 @@ pub(super) struct Service<'a> {
     flags: Arc<Flags>,
     /// Since this image began: other files than its own.
     others_changed: bool,
+    /// The state of the file that the last check has passed.
+    checked: Option<State>,
+    /// It has been said that poll(2) refuses.
+    deaf: bool,
     ignored: u64,
     ready: Ready,
     stop_signal: i32,
@@ -180,6 +185,8 @@ pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Re
         watches_image,
         flags,
         others_changed: false,
+        checked: None,
+        deaf: false,
         ignored: master.ignored,
         ready: master.ready,
         stop_signal,
@@ -272,16 +279,22 @@ impl Service<'_> {
         }
         let mut fds = vec![interest(Some(self.signals.fd()))];
         for proc in &self.procs {
-            fds.push(interest(proc.channel.as_ref().map(AsFd::as_fd)));
-            fds.push(interest(proc.notify.as_ref().map(|notify| notify.socket.as_fd())));
+            fds.extend(proc.fds().map(|fd| interest(Some(fd))));
         }
         let trial = self.trial.as_ref().map_or([None, None], Trial::channels);
-        fds.extend(trial.map(|channel| interest(channel.map(AsFd::as_fd))));
-        if let Err(e) = sys::fd::poll(&mut fds, timeout) {
-            log::warn(format!("poll: {e}"));
+        fds.extend(trial.into_iter().flatten().map(|channel| interest(Some(channel.as_fd()))));
+        let polled = sys::fd::poll(&mut fds, timeout);
+        if let Err(e) = &polled {
+            // More descriptors than the limit allows, which was lowered: signals are heard all the same.
+            if !std::mem::replace(&mut self.deaf, true) {
+                log::warn(format!("poll: {e}; workers are asked every {} ms", LEFT.as_millis()));
+            }
+            let _ = sys::fd::poll(&mut fds[..1], Some(timeout.unwrap_or(LEFT).min(LEFT)));
         }
-        for (proc, fds) in self.procs.iter_mut().zip(fds[1..].chunks(2)) {
-            if fds.iter().any(|fd| fd.revents != 0) {
+        let mut ready = fds[1..].iter().map(|fd| fd.revents != 0 || polled.is_err());
+        for proc in &mut self.procs {
+            let told = proc.fds().count();
+            if ready.by_ref().take(told).fold(false, |any, one| any | one) {
                 read_channel(proc, &self.job, &mut self.events);
             }
         }

@@ -344,6 +344,15 @@ pub(crate) fn group_lives(pid: Pid) -> bool {
     kill_group(pid, 0).map_or_else(|e| e.raw_os_error() == Some(libc::EPERM), |()| true)
 }
 
+/// waitid(2) with P_PGID: is a child of ours in this process group? ECHILD: none.
+pub(crate) fn is_in_group(pid: Pid) -> bool {
+    // SAFETY: siginfo_t is plain old data.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` is live; WNOWAIT leaves the child waitable.
+    cvt(unsafe { libc::waitid(libc::P_PGID, pid.0 as libc::id_t, &mut info, look) }).is_ok()
+}
+
 /// Reaps children that are not `ours`: PID 1's duty to orphans. Looks first (waitid(2), WNOWAIT), so that a worker that
 /// died this instant keeps its status; its SIGCHLD is already on the way.
 pub(crate) fn reap_orphans(ours: impl Fn(i32) -> bool) {

@@ -131,6 +131,7 @@ impl Service<'_> {
 
     fn next_trial(&mut self, mut rest: VecDeque<Try>, image: Option<Option<State>>) -> Option<Event> {
         let Some(next) = rest.pop_front() else {
+            self.checked = image.flatten();
             return Some(Event::Checked(match image.is_some_and(|before| self.image.state() != before) {
                 true => Verdict::Later(format!("{} changes", log::Shown(&self.image.path)), PATIENCE),
                 false => Verdict::Good,

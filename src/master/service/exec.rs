@@ -20,7 +20,12 @@ impl Service<'_> {
         let gate = process::gate();
         let before = signal::block_all();
         let signals = self.signals.read();
-        if signals.is_empty() {
+        // Replaced since its check, during the drain: nobody has tried that one.
+        let tried = back || self.checked.is_none() || self.checked == self.image.state();
+        if signals.is_empty() && !tried {
+            let path = self.image.path.clone();
+            self.events.push_back(Event::Change { own: true, others: false, path });
+        } else if signals.is_empty() {
             let why = if back { self.roll_back(&gate) } else { self.exec(&gate) };
             self.events.push_back(Event::ExecFailed { why: why.to_string() });
         }

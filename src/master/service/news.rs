@@ -100,8 +100,11 @@ pub(super) fn reap_workers(procs: &mut Vec<Proc>, job: &Job<'_>, stop_signal: i3
             let Some(how) = ended(proc.pid, stop_signal) else { return true };
             // What it said last comes before its end.
             read_channel(proc, job, events);
-            // One that is not our child is nobody whose group we may signal.
-            proc.reaped = how != How::Unknown && process::group_lives(proc.pid);
+            // It was reaped before the exec, or was never ours: then its group is only if one of our children is in it.
+            proc.reaped = match how {
+                How::Unknown => process::is_in_group(proc.pid),
+                How::Code(_) | How::Signal(_) => process::group_lives(proc.pid),
+            };
             events.push_back(Event::Exited { pid, how, left: proc.reaped });
         } else if !process::group_lives(proc.pid) {
             proc.reaped = false;

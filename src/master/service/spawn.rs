@@ -12,7 +12,7 @@ use crate::watch::FileChangeWatcher;
 use crate::worker::{Worker, READY, SERVING};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
@@ -25,6 +25,14 @@ pub(super) struct Proc {
     pub(super) notify: Option<Notify>,
     /// It has ended; what it left in its process group has not.
     pub(super) reaped: bool,
+}
+
+impl Proc {
+    /// What it is heard on.
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let notify = self.notify.as_ref().map(|notify| notify.socket.as_fd());
+        self.channel.as_ref().map(AsFd::as_fd).into_iter().chain(notify)
+    }
 }
 
 impl Service<'_> {
@@ -50,7 +58,7 @@ impl Service<'_> {
             abandon: &abandon,
             channel: theirs.as_raw_fd(),
             output: None,
-            death: libc::SIGTERM,
+            death: self.stop_signal,
             parent: std::process::id(),
             grace: u32::try_from(self.shutdown_timeout.as_secs() + 1).unwrap_or(u32::MAX),
             ignored: self.ignored,

@@ -47,7 +47,9 @@ impl Supervise {
                 }
             }
             Phase::Checking { reexec, fresh, .. } if now < *fresh => {
-                let (reexec, fresh) = (*reexec || asks_exec, *fresh);
+                // What was asked for meanwhile is answered by this, too.
+                let pending = self.pending.take().unwrap_or(false);
+                let (reexec, fresh) = (*reexec || asks_exec || pending, *fresh);
                 out.push(Action::EndCheck);
                 self.look(reexec, false, fresh, out);
             }
@@ -99,12 +101,14 @@ impl Supervise {
                 self.look(true, false, fresh, out);
             }
             Phase::Waiting { reexec, dirty } | Phase::Draining { reexec, dirty } => {
-                // An image that nobody has checked yet.
-                *dirty |= asks_exec && !*reexec;
+                // There may be code that nobody has checked yet.
+                *dirty = true;
                 *reexec |= asks_exec;
             }
+            // What is tried may be older than the wish.
+            Phase::Checking { .. } => self.later(asks_exec),
             Phase::New | Phase::Booting { .. } | Phase::RollingBack => self.later(asks_exec),
-            Phase::Checking { .. } | Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
+            Phase::HandingOff | Phase::Stopping { .. } | Phase::Ended => {}
         }
     }
 

@@ -49,6 +49,35 @@ fn saves_without_an_end_keep_nobody_waiting() {
 }
 
 #[test]
+fn a_reload_asked_for_during_a_check_is_the_next() {
+    for verdict in [Verdict::Good, Verdict::Bad("x".into())] {
+        let mut life = Life::serving(false);
+        life.checks = true;
+        assert_eq!(life.give(Event::Signal(Signal::Hup)), "check");
+        assert_eq!(life.give(Event::Signal(Signal::Hup)), "");
+        if verdict == Verdict::Good {
+            assert_eq!(life.give(Event::Checked(verdict)), "term 101, term 102");
+            life.exit(101);
+            assert_eq!(life.exit(102), "fork 0, fork 1");
+            life.ready(103);
+            assert_eq!(life.ready(104), "ready, check");
+        } else {
+            assert_eq!(life.give(Event::Checked(verdict)), "check");
+        }
+        assert_eq!(life.plan.reload(), 2);
+    }
+    // During the drain: that reload, and what it brings is tried again.
+    let mut life = Life::serving(false);
+    life.checks = true;
+    life.give(Event::Signal(Signal::Hup));
+    life.give(Event::Checked(Verdict::Good));
+    life.give(Event::Signal(Signal::Hup));
+    life.exit(101);
+    assert_eq!(life.exit(102), "check");
+    assert_eq!(life.plan.reload(), 1);
+}
+
+#[test]
 fn a_signal_is_heard_between_forks() {
     let mut life = Life::new(Config { slots: 40, ..config(true) });
     assert_eq!(life.plan.adopted().count(), 16);
@@ -111,7 +140,7 @@ fn the_old_code_serves_while_the_new_is_checked() {
     life.checks = true;
     assert_eq!(life.give(change(true)), "check");
     assert_eq!(life.exit(101), "fork 0");
-    assert_eq!(life.give(Event::Signal(Signal::Hup)), "", "this is that reload");
+    assert_eq!(life.give(Event::Signal(Signal::Hup)), "", "the next, unless this begins anew");
     assert_eq!(life.give(change(true)), "end check, check", "what was checked is out of date");
     assert_eq!(life.give(Event::Checked(Verdict::Bad("x".into()))), "");
     assert_eq!(life.log.last().unwrap(), "reload #1: dropped: x; the running code serves on");
