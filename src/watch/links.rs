@@ -179,6 +179,8 @@ impl Inotify {
                 self.poll_instead(path, inner, report, &e);
                 return Target::Polled;
             }
+            // Gone since it was looked at; whatever comes in its place is an event.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Target::Missing,
             Err(e) => {
                 if parent == NONE && report == Report::Nothing {
                     self.unusable.get_or_insert((path.into(), e));
