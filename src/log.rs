@@ -140,12 +140,13 @@ fn print(line: String) {
 /// What a pipe with room takes at once (PIPE_BUF on Linux): more would wait for a reader.
 fn cut(line: &str) -> Cow<'_, str> {
     const MOST: usize = 4096;
-    const END: &str = "...\n";
     if line.len() <= MOST {
         return line.into();
     }
-    let end = (0..=MOST - END.len()).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
-    format!("{}{END}", &line[..end]).into()
+    // What went wrong stands at the end.
+    let boundary = |at: usize| (0..=at).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+    let (head, tail) = (boundary(MOST / 2), boundary(line.len() - MOST / 2 + 8));
+    format!("{}...{}", &line[..head], &line[tail..]).into()
 }
 
 /// `say` for a warning that is used once.
@@ -160,7 +161,8 @@ mod tests {
     #[test]
     fn a_line_is_at_most_what_a_pipe_takes_at_once() {
         assert_eq!(cut("a line\n"), "a line\n");
-        let long = cut(&"\u{e4}".repeat(3000)).into_owned();
-        assert!(long.len() <= 4096 && long.len() > 4090 && long.ends_with("\u{e4}...\n"), "{}", long.len());
+        let long = cut(&format!("x{}y\n", "\u{e4}".repeat(3000))).into_owned();
+        assert!(long.len() <= 4096 && long.len() > 4080, "{}", long.len());
+        assert!(long.starts_with("x\u{e4}") && long.contains("\u{e4}...\u{e4}") && long.ends_with("\u{e4}y\n"));
     }
 }

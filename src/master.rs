@@ -318,8 +318,8 @@ impl Master {
     /// Keeps a file that says what the service is doing, as `key='value'` lines that a shell can source: `pid`,
     /// `start_time` (field 22 of /proc/PID/stat, where there is one), `generation`, `reload` (the number of the last),
     /// `state` (`starting`, `serving`, `reloading`, `waiting`, `stopping`, `stopped`), `workers`
-    /// (`slot:pid:generation:state`, separated by spaces), `last_error` (why the last reload had no effect; empty: it
-    /// had), `image`.
+    /// (`slot:pid:generation:state`, separated by spaces), `done` (the last reload that has ended), `last_error` (why it
+    /// had no effect; empty: it had), `image`.
     ///
     /// Replaced atomically, mode 0644, at every change of these; never written through a symbolic link. One that cannot
     /// be written is a warning. It stays after the end, with `state='stopped'`. Default: none.

@@ -22,6 +22,8 @@ struct Status {
     reload: u64,
     generation: u64,
     state: String,
+    /// The last reload that has ended.
+    done: u64,
     last_error: String,
 }
 
@@ -45,6 +47,7 @@ impl Status {
             reload: value("reload")?.parse().ok()?,
             generation: value("generation")?.parse().ok()?,
             state: value("state")?,
+            done: value("done")?.parse().ok()?,
             last_error: value("last_error")?,
         })
     }
@@ -149,8 +152,8 @@ fn wait(path: &Path, timeout: Duration) -> refork::Result<(u8, String)> {
                 refork::reload(status.pid)?;
                 asked = Some(status.reload);
             }
-            Some(before) if status.reload > before && status.state != "reloading" => {
-                let (reload, error) = (status.reload, &status.last_error);
+            Some(before) if status.done > before => {
+                let (reload, error) = (status.done, &status.last_error);
                 return Ok(match error.is_empty() {
                     true => (0, format!("reload #{reload}: generation {} is ready", status.generation)),
                     false => (1, format!("reload #{reload} has failed: {error}")),
@@ -180,9 +183,9 @@ mod tests {
     #[test]
     fn a_status_file_is_read_as_a_shell_reads_it() {
         let text = "pid='7'\nstart_time='12'\ngeneration='3'\nreload='2'\nstate='serving'\nworkers=''\n\
-                    last_error='it'\\''s = bad'\nimage='/x'\n";
+                    done='1'\nlast_error='it'\\''s = bad'\nimage='/x'\n";
         let status = Status::parse(text).unwrap();
-        assert_eq!((status.pid, status.reload, status.generation), (7, 2, 3));
+        assert_eq!((status.pid, status.reload, status.done, status.generation), (7, 2, 1, 3));
         assert_eq!((status.start_time.as_str(), status.state.as_str()), ("12", "serving"));
         assert_eq!(status.last_error, "it's = bad");
         for bad in ["", "pid=7", "pid='0'", "pid='-1'", "pid='7'", "\0\u{fffd}", &text.replace("'2'", "'x'")] {

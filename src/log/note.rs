@@ -47,6 +47,10 @@ pub(crate) enum Note {
         reload: u64,
         workers: usize,
     },
+    /// The code has changed after it was found good.
+    Again {
+        reload: u64,
+    },
     Draining {
         reload: u64,
         workers: usize,
@@ -194,7 +198,11 @@ impl Note {
             Note::Unsettled { .. } | Note::Checking { .. } | Note::Waiting { .. } => Level::Info,
             Note::RolledBack { .. } | Note::Summary { .. } => Level::Info,
             Note::Listening { .. } | Note::Watching { .. } | Note::Change { .. } | Note::Asked { .. } => Level::Info,
-            Note::Draining { .. } | Note::Drained { .. } | Note::Exec { .. } | Note::Adopted { .. } => Level::Info,
+            Note::Again { .. }
+            | Note::Draining { .. }
+            | Note::Drained { .. }
+            | Note::Exec { .. }
+            | Note::Adopted { .. } => Level::Info,
             Note::Ready { .. } | Note::Stopping { .. } | Note::Stopped => Level::Info,
         }
     }
@@ -338,6 +346,7 @@ impl Display for Note {
                 ms(quiet)
             ),
             Note::Draining { reload, workers } => write!(f, "reload #{reload}: draining {}", Workers(*workers)),
+            Note::Again { reload } => write!(f, "reload #{reload}: the code has changed again: looking anew"),
             Note::Drained { reload } => write!(f, "reload #{reload}: drained"),
             Note::Exec { reload, path, fds } => write!(f, "reload #{reload}: exec {} with fds {fds}", Shown(path)),
             Note::Dropped { reload, why, command, serving } => {

@@ -285,11 +285,11 @@ impl Service<'_> {
         fds.extend(trial.into_iter().flatten().map(|channel| interest(Some(channel.as_fd()))));
         let polled = sys::fd::poll(&mut fds, timeout);
         if let Err(e) = &polled {
-            // More descriptors than the limit allows, which was lowered: signals are heard all the same.
+            // More descriptors than a limit that was lowered allows: all of them are asked from time to time.
             if !std::mem::replace(&mut self.deaf, true) {
-                log::warn(format!("poll: {e}; workers are asked every {} ms", LEFT.as_millis()));
+                log::warn(format!("poll: {e}; looking every {} ms", LEFT.as_millis()));
             }
-            let _ = sys::fd::poll(&mut fds[..1], Some(timeout.unwrap_or(LEFT).min(LEFT)));
+            let _ = sys::fd::poll(&mut [], Some(timeout.unwrap_or(LEFT).min(LEFT)));
         }
         let mut ready = fds[1..].iter().map(|fd| fd.revents != 0 || polled.is_err());
         for proc in &mut self.procs {
@@ -299,7 +299,7 @@ impl Service<'_> {
             }
         }
         self.trial.iter_mut().for_each(Trial::read);
-        if fds[0].revents != 0 {
+        if fds[0].revents != 0 || polled.is_err() {
             let signals = self.signals.read();
             self.take_signals(&signals);
         }

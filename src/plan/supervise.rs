@@ -68,8 +68,10 @@ pub(crate) struct Supervise {
     /// The last reload, and one whose old workers still drain.
     pub(super) record: Record,
     pub(super) finishing: Option<Record>,
-    /// Why the last reload had no effect; empty: it had.
+    /// Why this reload has no effect; empty: it may have.
     pub(super) last_error: String,
+    /// The last reload that has ended, and why it had no effect.
+    pub(super) done: (u64, String),
 }
 
 impl Supervise {
@@ -89,6 +91,7 @@ impl Supervise {
             workers: past.workers.into_iter().map(worker).collect(),
             generation: past.generation.max(1),
             reload: past.reload,
+            done: (past.reload.saturating_sub(1), String::new()),
             pending: past.pending,
             ever_ready: past.reload > 0,
             announced: false,

@@ -102,7 +102,7 @@ pub(crate) struct Child<'a> {
     pub(crate) ignored: u64,
     /// Signal mask of the first start.
     pub(crate) mask: signal::Mask,
-    /// What asks it to end: never blocked, whatever the starter has blocked. A worker that does not hear it never drains.
+    /// What asks it to end: neither blocked nor ignored, whatever the starter does. One that does not hear it never drains.
     pub(crate) stop: Option<libc::c_int>,
 }
 
@@ -200,7 +200,8 @@ impl Program {
     /// In the fresh child: becomes COMMAND or writes errno to the channel and exits with 126 or 127. Never allocates.
     pub(crate) fn exec_in_child(&mut self, child: &Child<'_>) -> ! {
         begin_child(child);
-        signal::reset_in_child(child.ignored & !(1 << libc::SIGPIPE));
+        let heard = 1 << libc::SIGPIPE | child.stop.map_or(0, |signal| 1 << signal);
+        signal::reset_in_child(child.ignored & !heard);
         if child.output.is_some() {
             // Its master kills it earlier, unless that has been killed itself. alarm(2) survives the exec.
             signal::alarm(child.grace);

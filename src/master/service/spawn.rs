@@ -58,7 +58,11 @@ impl Service<'_> {
             abandon: &abandon,
             channel: theirs.as_raw_fd(),
             output: None,
-            death: self.stop_signal,
+            // One whose default is to be ignored may be handled by COMMAND, or not.
+            death: match self.stop_signal {
+                libc::SIGWINCH | libc::SIGURG | libc::SIGCHLD | libc::SIGCONT => libc::SIGTERM,
+                signal => signal,
+            },
             parent: std::process::id(),
             grace: u32::try_from(self.shutdown_timeout.as_secs() + 1).unwrap_or(u32::MAX),
             ignored: self.ignored,

@@ -34,7 +34,9 @@ impl Service<'_> {
         put("reload", &plan.reload().to_string());
         put("state", plan.state());
         put("workers", &plan.describe_workers());
-        put("last_error", plan.last_error());
+        let (done, error) = plan.done();
+        put("done", &done.to_string());
+        put("last_error", error);
         put("image", &self.image.path.to_string_lossy());
         if text == self.status.said {
             return;

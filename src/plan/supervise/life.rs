@@ -186,6 +186,7 @@ impl Supervise {
         let waiting = self.config.watching;
         out.push(Action::Say(Note::CannotBoot { why: why.clone(), waiting }));
         self.last_error = format!("workers cannot boot ({why})");
+        self.done = (self.reload, self.last_error.clone());
         if waiting {
             self.phase = Phase::Dormant;
             self.slots.iter_mut().for_each(|slot| slot.due = None);

@@ -24,6 +24,7 @@ impl Supervise {
     /// The reload is dropped: what ran goes on running, what was drained is forked again.
     pub(super) fn drop_reload(&mut self, now: Moment, why: String, out: &mut Vec<Action>) {
         self.last_error.clone_from(&why);
+        self.done = (self.reload, why.clone());
         let serving = self.workers.iter().any(|worker| worker.state.wanted());
         out.push(Action::Say(Note::Dropped { reload: self.reload, why, command: !self.config.reexec, serving }));
         self.go_on(now, out);
@@ -75,6 +76,7 @@ impl Supervise {
         let serving = self.workers.iter().filter(|w| w.generation == self.generation && w.state == State::Ready);
         let serving = serving.count();
         self.last_error.clone_from(&why);
+        self.done = (self.reload, why.clone());
         out.push(Action::Say(Note::Abandoned { reload: self.reload, why, serving }));
         self.announced = serving > 0;
         self.go_on(now, out);
@@ -93,6 +95,9 @@ impl Supervise {
         self.announced = true;
         self.way_back = false;
         let (reload, generation) = (self.reload, self.generation);
+        if self.done.0 < reload {
+            self.done = (reload, self.rolled_back.clone().unwrap_or_default());
+        }
         // Before the line: whoever reads it finds nothing left of the old.
         out.push(Action::Settled);
         out.push(Action::Say(match self.rolled_back.take() {

@@ -21,13 +21,24 @@ pub(crate) struct Record {
     /// No worker accepted from here on.
     pub(crate) gap_from: Option<Moment>,
     pub(crate) gap: Duration,
+    /// The code was looked at again after it had been found good: that time belongs to the drain.
+    pub(crate) again: bool,
 }
 
 impl Record {
     pub(super) fn begin(now: Moment, reload: u64, trigger: Trigger) -> Record {
         let gap_from = None;
         let (begun, settled, checked, handed, started, ready) = (now, now, now, now, now, now);
-        Record { reload, trigger, begun, settled, checked, handed, started, ready, gap_from, gap: Duration::ZERO }
+        let (gap, again) = (Duration::ZERO, false);
+        Record { reload, trigger, begun, settled, checked, handed, started, ready, gap_from, gap, again }
+    }
+
+    pub(super) fn found_whole(&mut self, now: Moment) {
+        self.settled = if self.again { self.settled } else { now };
+    }
+
+    pub(super) fn found_good(&mut self, now: Moment) {
+        self.checked = if self.again { self.checked } else { now };
     }
 
     /// Whether anybody accepts, as of now.

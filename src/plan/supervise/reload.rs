@@ -10,6 +10,9 @@ use std::time::Duration;
 /// How often a file that is still being written is looked at.
 const AGAIN: Duration = Duration::from_millis(100);
 
+/// All workers have been drained for this reload: there is no time for another look.
+const NOW_OR_NEVER: Moment = Moment::ZERO;
+
 impl Supervise {
     pub(super) fn start(&mut self, now: Moment, out: &mut Vec<Action>) {
         if self.phase == Phase::New {
@@ -61,7 +64,7 @@ impl Supervise {
             }
             Phase::HandingOff => {
                 self.generation -= 1;
-                self.look(true, false, self.fresh(now), out);
+                self.look_again(now, true, out);
             }
             Phase::New | Phase::Booting { .. } | Phase::RollingBack => {
                 if self.pending.is_none() {
@@ -101,8 +104,8 @@ impl Supervise {
                 self.look(true, false, fresh, out);
             }
             Phase::Waiting { reexec, dirty } | Phase::Draining { reexec, dirty } => {
-                // There may be code that nobody has checked yet.
-                *dirty = true;
+                // An image that nobody has checked yet.
+                *dirty |= asks_exec && !*reexec;
                 *reexec |= asks_exec;
             }
             // What is tried may be older than the wish.
@@ -150,11 +153,21 @@ impl Supervise {
         out.push(Action::Look { reexec, only_own, last: false });
     }
 
+    /// The code has changed after it was found good. If nobody serves it is good now, or dropped.
+    fn look_again(&mut self, now: Moment, reexec: bool, out: &mut Vec<Action>) {
+        out.push(Action::Say(Note::Again { reload: self.reload }));
+        self.record.again = true;
+        let serving = self.workers.iter().any(|worker| worker.state == State::Ready);
+        let fresh = if serving { self.fresh(now) } else { NOW_OR_NEVER };
+        self.phase = Phase::Looking { reexec, only_own: false, again: None, fresh };
+        out.push(Action::Look { reexec, only_own: false, last: !serving });
+    }
+
     pub(super) fn looked(&mut self, now: Moment, verdict: Verdict, out: &mut Vec<Action>) {
         match self.phase {
             Phase::Looking { reexec, only_own, again, fresh } => match verdict {
                 Verdict::Good => {
-                    self.record.settled = now;
+                    self.record.found_whole(now);
                     let (until, patience) = (now + self.config.check_timeout, again.map(|(_, until)| until));
                     self.phase = Phase::Checking { reexec, until, patience, fresh };
                     out.push(Action::Check { reexec });
@@ -202,12 +215,12 @@ impl Supervise {
         match self.phase {
             Phase::Checking { reexec, patience, fresh, .. } => match verdict {
                 Verdict::Good | Verdict::Same => {
-                    self.record.checked = now;
+                    self.record.found_good(now);
                     self.commit(now, reexec, out);
                 }
                 Verdict::Later(why, time) => {
                     let until = patience.unwrap_or(now + time);
-                    if until <= now {
+                    if until <= now || fresh == NOW_OR_NEVER {
                         return self.drop_reload(now, why, out);
                     }
                     let again = Some(((now + AGAIN).min(until), until));
@@ -277,12 +290,12 @@ impl Supervise {
             }
         }
         match self.phase {
-            Phase::Waiting { reexec, dirty: true } if self.waited() => self.look(reexec, false, self.fresh(now), out),
+            Phase::Waiting { reexec, dirty: true } if self.waited() => self.look_again(now, reexec, out),
             Phase::Waiting { reexec, dirty: false } if self.waited() => self.advance(now, reexec, out),
             Phase::Draining { reexec, dirty } if self.workers.is_empty() => {
                 out.push(Action::Say(Note::Drained { reload: self.reload }));
                 match dirty {
-                    true => self.look(reexec, false, self.fresh(now), out),
+                    true => self.look_again(now, reexec, out),
                     false => self.advance(now, reexec, out),
                 }
             }

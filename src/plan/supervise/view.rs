@@ -25,7 +25,12 @@ impl Supervise {
         &self.record
     }
 
-    /// Why the last reload had no effect; empty: it had.
+    /// The last reload that has ended, and why it had no effect; empty: it had.
+    pub(crate) fn done(&self) -> (u64, &str) {
+        (self.done.0, &self.done.1)
+    }
+
+    /// Why this reload has no effect; empty: it may have.
     pub(crate) fn last_error(&self) -> &str {
         &self.last_error
     }

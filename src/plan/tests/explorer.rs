@@ -146,7 +146,7 @@ fn every_reachable_state() {
             let mut leaving = one.clone();
             (leaving.trouble, leaving.leave) = (1, 1);
             explorer.explore(one);
-            if reexec == overlap {
+            if reexec && overlap {
                 explorer.explore(leaving);
             }
             // A second slot comes and goes; readiness is always said.

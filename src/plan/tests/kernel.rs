@@ -393,10 +393,10 @@ impl Supervise {
             Phase::Booting { until } => *until = shift(*until),
             Phase::Looking { again, fresh, .. } => {
                 *again = again.map(|(at, until)| (shift(at), shift(until)));
-                *fresh = shift(*fresh);
+                *fresh = if fresh.is_zero() { *fresh } else { shift(*fresh) };
             }
             Phase::Checking { until, patience, fresh, .. } => {
-                *fresh = shift(*fresh);
+                *fresh = if fresh.is_zero() { *fresh } else { shift(*fresh) };
                 *until = shift(*until);
                 *patience = patience.map(shift);
             }
@@ -406,7 +406,7 @@ impl Supervise {
         (plan.generation, plan.reload) = (GENERATION, 1);
         // Only said, or counted elsewhere.
         (plan.record, plan.finishing, plan.repeats) = Default::default();
-        (plan.rolled_back, plan.last_error) = Default::default();
+        (plan.rolled_back, plan.last_error, plan.done) = Default::default();
         // What decides nothing any more.
         if self.ever_ready {
             plan.config.watching = false;

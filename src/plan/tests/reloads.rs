@@ -1,7 +1,7 @@
 //! Reloads that go wrong, overlap, and come back: as `supervisor`.
 
 use super::supervisor::{change, config, Life, SECOND};
-use crate::log::{Note, Trigger};
+use crate::log::{How, Note, Trigger};
 use crate::plan::supervise::*;
 
 #[test]
@@ -66,15 +66,42 @@ fn a_reload_asked_for_during_a_check_is_the_next() {
         }
         assert_eq!(life.plan.reload(), 2);
     }
-    // During the drain: that reload, and what it brings is tried again.
+    // During the drain: that reload.
     let mut life = Life::serving(false);
     life.checks = true;
     life.give(Event::Signal(Signal::Hup));
     life.give(Event::Checked(Verdict::Good));
     life.give(Event::Signal(Signal::Hup));
     life.exit(101);
-    assert_eq!(life.exit(102), "check");
+    assert_eq!(life.exit(102), "fork 0, fork 1");
     assert_eq!(life.plan.reload(), 1);
+}
+
+/// The code changes during a drain, and is found bad or still being written: nobody waits for it.
+#[test]
+fn what_is_looked_at_while_nobody_serves_is_good_now_or_dropped() {
+    for at_once in [true, false] {
+        let mut life = Life::serving(true);
+        life.checks = true;
+        life.give(Event::Signal(Signal::Hup));
+        life.now += SECOND;
+        life.give(Event::Checked(Verdict::Good));
+        life.give(change(true));
+        life.exit(101);
+        life.now += SECOND;
+        let mut actions = Vec::new();
+        life.plan.step(life.now, Event::Exited { pid: 102, how: How::Code(0), left: false }, &mut actions);
+        assert_eq!(actions.last(), Some(&Action::Look { reexec: true, only_own: false, last: true }));
+        let later = Verdict::Later("changes".into(), 2 * SECOND);
+        let dropped = if at_once {
+            life.give(Event::Looked(Verdict::Bad("is empty".into())))
+        } else {
+            assert_eq!(life.give(Event::Looked(Verdict::Good)), "check");
+            life.give(Event::Checked(later))
+        };
+        assert_eq!(dropped, "fork 0, fork 1");
+        assert_eq!(life.plan.done().0, 1);
+    }
 }
 
 #[test]
