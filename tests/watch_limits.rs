@@ -78,7 +78,7 @@ fn what_cannot_be_read_for_want_of_a_descriptor_is_read_when_there_is_one() {
         command.current_dir(dir.path("")).args(["-ec", &script]);
         let mut proc = Proc::spawn(command);
         let line = proc.line("warning: cannot read t now: ");
-        assert!(line.contains("Too many open files") && line.ends_with("it is tried again"), "{line}");
+        assert!(line.contains("(os error 24)") && line.ends_with("it is tried again"), "{line}");
         proc.line("\"ready\":true");
         let pid = proc.pid();
         let limit = |most: u32| sh(&format!("prlimit --nofile={most}: --pid {pid}"), "");

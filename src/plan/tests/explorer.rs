@@ -139,6 +139,9 @@ fn config(slots: usize, reexec: bool, overlap: bool, watching: bool) -> Config {
 
 #[test]
 fn every_reachable_state() {
+    if cfg!(any(refork_portable, target_env = "musl")) {
+        return; // The plan knows of no system: once is enough.
+    }
     let mut explorer = Explorer::default();
     for reexec in [true, false] {
         for overlap in [true, false] {
