@@ -1,5 +1,6 @@
 //! The builder; what it builds runs in `service`.
 
+mod ask;
 mod command;
 mod options;
 mod service;
@@ -7,13 +8,14 @@ mod signals;
 mod sockets;
 mod watching;
 
-use crate::error::{Error, Op, Result};
+use crate::error::{Error, Result};
 use crate::handoff::{Image, Inherited};
 use crate::listener::{self, Listener, Want};
 use crate::log::{self, Level, Sink};
 use crate::sys;
 use crate::watch::Backend;
 use crate::worker::Worker;
+pub use ask::{exists, reload};
 use command::Command;
 pub use options::{Handover, Ready};
 use std::ffi::OsString;
@@ -98,26 +100,6 @@ impl fmt::Debug for Master {
             .field("workers", &self.workers)
             .finish_non_exhaustive()
     }
-}
-
-/// Asks the master with this pid to reload: SIGHUP, as kill(1) sends it. It says nothing of the outcome; the status file
-/// does ([`Master::status_file`]).
-///
-/// # Errors
-///
-/// No such process (ESRCH), or one that is not ours to signal (EPERM). Whether it is a master cannot be known: a process
-/// that does not handle SIGHUP ends.
-pub fn reload(pid: u32) -> Result<()> {
-    // What does not fit is nobody's.
-    let asked = sys::process::ask(i32::try_from(pid).unwrap_or(0), libc::SIGHUP);
-    asked.map_err(|e| Error::new(Op::Ask, format!("process {pid}"), e))
-}
-
-/// Is there a process with this pid? Whether it is a master cannot be known, nor whether it is the one that had the number
-/// before; a process that has ended counts until its parent has asked for it.
-pub fn exists(pid: u32) -> bool {
-    let asked = sys::process::ask(i32::try_from(pid).unwrap_or(0), 0);
-    !asked.is_err_and(|e| e.raw_os_error() == Some(libc::ESRCH))
 }
 
 impl Default for Master {

@@ -3,6 +3,7 @@
 mod explorer;
 mod kernel;
 mod reloads;
+mod seen;
 mod supervisor;
 
 use super::backoff::Backoff;

@@ -19,7 +19,7 @@ use super::links::{Anchor, Link, Target};
 use super::records::{Event, Events};
 use super::tree::{Tree, NONE};
 use super::walk::{Report, Walker};
-use crate::sys::{self, inotify, process::Gate};
+use crate::sys::{inotify, process::Gate};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
@@ -442,10 +442,5 @@ impl Inotify {
     /// A line for the user, once per path.
     pub(super) fn complain(&mut self, path: &[u8], e: &io::Error) {
         self.trouble.push(format!("cannot watch {}: {e}; the rest is watched", dir::shown(path)));
-    }
-
-    /// Lets a master that wants to fork through.
-    pub(super) fn step_aside(cx: &mut Context<'_>) {
-        sys::process::yield_gate(cx.gate);
     }
 }

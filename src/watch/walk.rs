@@ -94,7 +94,7 @@ impl Inotify {
                 }
             }
         }
-        Self::step_aside(cx);
+        crate::sys::process::yield_gate(cx.gate);
         Some((self.tree.add(node, name, wd, NONE, report != Report::All), true))
     }
 
@@ -149,7 +149,7 @@ impl Inotify {
                 }
                 Err(e) => self.complain(&path, &e),
             }
-            Self::step_aside(cx);
+            crate::sys::process::yield_gate(cx.gate);
         }
         (self.walker.todo, self.walker.path, self.walker.entries) = (todo, path, entries);
     }
