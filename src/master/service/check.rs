@@ -243,7 +243,7 @@ impl Service<'_> {
 /// The last lines that a failed trial has printed.
 fn show(said: &[u8]) {
     let text = String::from_utf8_lossy(said);
-    let lines: Vec<&str> = text.lines().collect();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     for line in &lines[lines.len().saturating_sub(LINES)..] {
         log::say(&Note::CheckSaid { line: log::Shown(Path::new(line)).to_string() });
     }
