@@ -60,10 +60,20 @@ impl Batch {
         self.keep();
     }
 
-    fn compact(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
+    /// Removes repetitions; sorts.
+    fn sort(&mut self) {
+        let bytes = &self.bytes;
         self.spans.sort_unstable_by_key(|(from, to)| &bytes[*from..*to]);
         self.spans.dedup_by_key(|(from, to)| &bytes[*from..*to]);
+    }
+
+    /// Gives up the bytes of what was repeated, once they are more than the others.
+    fn compact(&mut self) {
+        self.sort();
+        if self.spans.iter().map(|(from, to)| to - from).sum::<usize>() >= self.bytes.len() / 2 {
+            return;
+        }
+        let bytes = std::mem::take(&mut self.bytes);
         for span in &mut self.spans {
             let from = self.bytes.len();
             self.bytes.extend_from_slice(&bytes[span.0..span.1]);
@@ -74,8 +84,7 @@ impl Batch {
 
     /// All of it, sorted, each path once; the batch is then empty and its memory small.
     pub(crate) fn take(&mut self) -> Vec<PathBuf> {
-        self.bytes.truncate(self.mark);
-        self.compact();
+        self.sort();
         let path = |(from, to): &(usize, usize)| OsString::from_vec(self.bytes[*from..*to].to_vec()).into();
         let paths = self.spans.iter().map(path).collect();
         let count = self.count;
