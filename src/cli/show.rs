@@ -78,7 +78,10 @@ pub(crate) fn json_ready(t_ns: u128) -> String {
 
 /// `{"t_ns":N,"paths":["..."]}`, with `"rescan":true` and `"error":"..."` where there is something to tell.
 pub(crate) fn json(t_ns: u128, paths: &[PathBuf], rescan: bool, error: Option<&str>) -> String {
-    let mut text = format!("{{\"t_ns\":{t_ns},\"paths\":[");
+    // Enough where nothing is escaped: a burst's line is long.
+    let length = paths.iter().map(|path| path.as_os_str().len() + 3).sum::<usize>();
+    let mut text = String::with_capacity(64 + length);
+    let _ = write!(text, "{{\"t_ns\":{t_ns},\"paths\":[");
     for (i, path) in paths.iter().enumerate() {
         text.push_str(if i == 0 { "" } else { "," });
         string(&mut text, path.as_os_str().as_bytes());

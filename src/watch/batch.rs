@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 /// How many paths are kept before the first look for repetitions.
-const FEW: usize = 1024;
+const FEW: usize = 4096;
 
 /// Changed paths, in the order in which they were seen, repetitions removed now and then.
 pub(crate) struct Batch {
@@ -50,7 +50,7 @@ impl Batch {
         self.mark = self.bytes.len();
         if self.spans.len() >= self.limit {
             self.compact();
-            self.limit = FEW.max(2 * self.spans.len());
+            self.limit = FEW.max(4 * self.spans.len());
         }
     }
 
@@ -63,7 +63,7 @@ impl Batch {
     /// Removes repetitions; sorts.
     fn sort(&mut self) {
         let bytes = &self.bytes;
-        self.spans.sort_unstable_by_key(|(from, to)| &bytes[*from..*to]);
+        self.spans.sort_by_key(|(from, to)| &bytes[*from..*to]);
         self.spans.dedup_by_key(|(from, to)| &bytes[*from..*to]);
     }
 

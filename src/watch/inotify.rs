@@ -236,6 +236,11 @@ impl Inotify {
             self.overflow = true;
             return;
         }
+        if self.last.0 == wd && mask & !FILES == 0 && *self.last.1 == *name {
+            self.note_created(wd, name, mask);
+            cx.batch.count += u64::from(self.last.2);
+            return;
+        }
         let is = |bits: u32| mask & bits != 0;
         if let Some(list) = self.anchors.get(&wd) {
             let gone = is(libc::IN_IGNORED | libc::IN_MOVE_SELF);
