@@ -99,10 +99,14 @@ fn run(run: cli::Run) -> refork::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the watcher's thread tells the main one, which prints and runs: `on_change` must not wait.
+/// What the watcher's thread tells the main one.
 enum Seen {
+    /// Something changed, and CMD is to be run.
     Batch,
+    /// A line beside the batches.
     Text(String),
+    /// A batch could not be printed.
+    Unread(io::Error),
     Lost,
 }
 
@@ -118,15 +122,19 @@ fn watch(watch: cli::Watch) -> refork::Result<ExitCode> {
         Output::Command(command) => (false, command),
     };
     let prints = command.is_empty();
-    let batch = move |paths: &[PathBuf]| match (prints, json) {
-        (true, true) => {
-            let rescan = rescan.swap(false, Relaxed);
-            Seen::Text(show::json(refork::monotonic().as_nanos(), paths, rescan, None))
+    // Batches are printed where they are seen: one wake-up less on the way, and while the reader is slow the kernel keeps
+    // what changes, and no memory of ours grows.
+    let batch = move |paths: &[PathBuf]| {
+        let text = match (prints, json) {
+            (true, true) => show::json(refork::monotonic().as_nanos(), paths, rescan.swap(false, Relaxed), None),
+            (true, false) => show::lines(paths),
+            (false, _) => return drop(send.send(Seen::Batch)),
+        };
+        if let Err(e) = print(&text) {
+            let _ = send.send(Seen::Unread(e));
         }
-        (true, false) => Seen::Text(show::lines(paths)),
-        (false, _) => Seen::Batch,
     };
-    let mut watcher = FileChangeWatcher::new(watch.paths, move |paths: &[PathBuf]| drop(send.send(batch(paths))))
+    let mut watcher = FileChangeWatcher::new(watch.paths, batch)
         .debounce(watch.timing.quiet, watch.timing.cap())
         .backend(backend(&watch.timing))
         .follow_symlinks(watch.follow)
@@ -153,6 +161,8 @@ fn watch(watch: cli::Watch) -> refork::Result<ExitCode> {
             }
         }
     }
+    // No batch is printed before the first line.
+    let first = io::stdout().lock();
     watcher.start()?;
     let armed = refork::monotonic().as_nanos();
     let ready = if json {
@@ -161,6 +171,7 @@ fn watch(watch: cli::Watch) -> refork::Result<ExitCode> {
         let _ = io::stderr().write_all(b"ready\n");
         Ok(())
     };
+    drop(first);
     let ended = match prints {
         true => ready.and_then(|()| print_batches(&seen)),
         false => {
@@ -177,6 +188,7 @@ fn print_batches(seen: &Receiver<Seen>) -> io::Result<()> {
     for seen in seen {
         match seen {
             Seen::Text(text) => print(&text)?,
+            Seen::Unread(e) => return Err(e),
             Seen::Batch => {}
             Seen::Lost => break,
         }

@@ -72,8 +72,8 @@ missed, then the changed paths of each batch on standard output, one line a batc
   -h, --help
   -V, --version
 
-Ends on SIGINT and SIGTERM, and with 0 when nobody reads its output any more. Exit codes: 1 the watcher has ended;
-2 usage; 128+n ended by signal n.
+A reader that is slow is waited for: the next batch then holds what changed meanwhile. Ends on SIGINT and SIGTERM, and
+with 0 when nobody reads its output any more. Exit codes: 1 the watcher has ended; 2 usage; 128+n ended by signal n.
 ";
 
 pub(crate) const RELOAD: &str = "\

@@ -21,6 +21,9 @@ const APART: Duration = Duration::from_millis(20);
 const PROMPT: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_micros(250);
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+/// A timed wait ends late: by the timer's slack (50 us, prctl(2)), and by the time that an idle processor takes to wake up,
+/// 0.1 ms in a virtual machine.
+const LATE: Duration = Duration::from_micros(150);
 
 impl Debounce {
     pub(crate) fn new(quiet: Duration, cap: Duration) -> Debounce {
@@ -40,6 +43,12 @@ impl Debounce {
     /// When the open batch is due; `None`: nothing changed.
     pub(crate) fn deadline(&self) -> Option<Moment> {
         self.open.map(|(first, last)| (last + self.quiet).min(first + self.cap))
+    }
+
+    /// How long to wait for the deadline, in two steps: until shortly before, then the rest.
+    pub(crate) fn wait(&self, now: Moment) -> Option<Duration> {
+        let left = self.deadline()?.saturating_sub(now);
+        Some(left.checked_sub(LATE).unwrap_or(left))
     }
 
     /// Closes the batch if it is due.

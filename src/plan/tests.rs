@@ -77,6 +77,23 @@ fn debounce_reads_late_in_a_burst_only_and_never_past_the_deadline() {
 }
 
 #[test]
+fn the_deadline_is_awaited_in_two_steps() {
+    let mut debounce = Debounce::new(50 * MS, 100 * MS);
+    let mut now = Duration::from_secs(1);
+    assert_eq!(debounce.wait(now), None, "nothing changed: no wake-up");
+    debounce.change(now);
+    let mut steps = Vec::new();
+    while !debounce.fire(now) {
+        steps.push(debounce.wait(now).map(|step| step.as_micros()));
+        // Late by 0.1 ms, as timers are.
+        now += debounce.wait(now).unwrap() + MS / 10;
+    }
+    assert_eq!(steps, [Some(49_850), Some(50)]);
+    debounce.change(now);
+    assert_eq!(debounce.wait(now + 51 * MS), Some(Duration::ZERO), "overdue");
+}
+
+#[test]
 fn difference_names_what_came_went_and_changed() {
     let list = |items: &[(&str, u64)]| {
         let mut files = Files::default();

@@ -184,8 +184,9 @@ impl Body {
                 self.debounce.set_quiet(Duration::from_millis(quiet.into()));
             }
             let now = sys::now();
-            let deadline = self.debounce.deadline().into_iter().chain(self.eyes.due()).min();
-            let readable = self.wait(true, deadline.map(|at| at.saturating_sub(now)), gate)?;
+            let due = self.eyes.due().map(|at| at.saturating_sub(now));
+            let timeout = self.debounce.wait(now).into_iter().chain(due).min();
+            let readable = self.wait(true, timeout, gate)?;
             let mut now = sys::now();
             let before = self.batch.count;
             if readable {
