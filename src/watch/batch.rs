@@ -1,56 +1,69 @@
-//! The paths of the open batch: one buffer for all of them, so that a burst allocates nothing per event.
+//! The paths of the open batch. Each is allocated once, as whoever hears of the batch gets it; an event that only repeats
+//! allocates nothing.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 /// How many paths are kept before the first look for repetitions.
 const FEW: usize = 4096;
+/// So many paths are known without a look through all.
+const RECENT: usize = 64;
 
-/// Changed paths, in the order in which they were seen, repetitions removed now and then.
+/// Changed paths, in the order in which they were seen; most repetitions are not kept, the others removed now and then.
 pub(crate) struct Batch {
-    bytes: Vec<u8>,
-    /// Where each path lies in `bytes`.
-    spans: Vec<(usize, usize)>,
+    paths: Vec<PathBuf>,
+    /// Where in `paths` a path with this hash was kept last.
+    recent: [usize; RECENT],
     /// When there are this many, repetitions are removed.
     limit: usize,
-    /// The candidate's begin.
-    mark: usize,
+    candidate: Vec<u8>,
     /// Events were lost: the tree was read again.
     pub(crate) rescan: bool,
     /// How often something was kept: whoever compares two counts learns whether something changed between.
     pub(crate) count: u64,
 }
 
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+/// Of the end alone: there paths differ.
+fn hash(path: &[u8]) -> usize {
+    let word = |chunk: &[u8]| u64::from_ne_bytes(chunk.try_into().unwrap_or_default());
+    let mix = |hash: u64, chunk| (hash ^ word(chunk)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    path.rchunks_exact(8).take(3).fold(0, mix) as usize % RECENT
+}
+
 impl Batch {
     pub(crate) fn new() -> Batch {
-        Batch { bytes: Vec::new(), spans: Vec::new(), limit: FEW, mark: 0, rescan: false, count: 0 }
+        let candidate = Vec::new();
+        Batch { paths: Vec::new(), recent: [0; RECENT], limit: FEW, candidate, rescan: false, count: 0 }
     }
 
     /// A buffer to write a path into; what is in it is the candidate for `keep`.
     pub(crate) fn candidate(&mut self) -> &mut Vec<u8> {
-        self.bytes.truncate(self.mark);
-        &mut self.bytes
+        self.candidate.clear();
+        &mut self.candidate
     }
 
     /// The candidate.
     pub(crate) fn path(&self) -> &[u8] {
-        &self.bytes[self.mark..]
+        &self.candidate
     }
 
     /// The candidate has changed.
     pub(crate) fn keep(&mut self) {
         self.count += 1;
-        let span = (self.mark, self.bytes.len());
-        let last = self.spans.last().map(|(from, to)| &self.bytes[*from..*to]);
-        if last == Some(self.path()) {
+        let recent = &mut self.recent[hash(&self.candidate)];
+        if self.paths.get(*recent).is_some_and(|path| bytes(path) == self.candidate) {
             return;
         }
-        self.spans.push(span);
-        self.mark = self.bytes.len();
-        if self.spans.len() >= self.limit {
-            self.compact();
-            self.limit = FEW.max(4 * self.spans.len());
+        *recent = self.paths.len();
+        self.paths.push(OsString::from_vec(self.candidate.as_slice().to_vec()).into());
+        if self.paths.len() >= self.limit {
+            self.sort();
+            self.limit = FEW.max(4 * self.paths.len());
         }
     }
 
@@ -60,35 +73,16 @@ impl Batch {
         self.keep();
     }
 
-    /// Removes repetitions; sorts.
+    /// Sorts, and removes repetitions. Whole directories come in order: a sort that sees it has little to do.
     fn sort(&mut self) {
-        let bytes = &self.bytes;
-        self.spans.sort_by_key(|(from, to)| &bytes[*from..*to]);
-        self.spans.dedup_by_key(|(from, to)| &bytes[*from..*to]);
-    }
-
-    /// Gives up the bytes of what was repeated, once they are more than the others.
-    fn compact(&mut self) {
-        self.sort();
-        if self.spans.iter().map(|(from, to)| to - from).sum::<usize>() >= self.bytes.len() / 2 {
-            return;
-        }
-        let bytes = std::mem::take(&mut self.bytes);
-        for span in &mut self.spans {
-            let from = self.bytes.len();
-            self.bytes.extend_from_slice(&bytes[span.0..span.1]);
-            *span = (from, self.bytes.len());
-        }
-        self.mark = self.bytes.len();
+        self.paths.sort_by(|a, b| bytes(a).cmp(bytes(b)));
+        self.paths.dedup_by(|a, b| bytes(a) == bytes(b));
     }
 
     /// All of it, sorted, each path once; the batch is then empty and its memory small.
     pub(crate) fn take(&mut self) -> Vec<PathBuf> {
         self.sort();
-        let path = |(from, to): &(usize, usize)| OsString::from_vec(self.bytes[*from..*to].to_vec()).into();
-        let paths = self.spans.iter().map(path).collect();
-        let count = self.count;
-        *self = Batch { count, ..Batch::new() };
-        paths
+        let batch = std::mem::replace(self, Batch { count: self.count, ..Batch::new() });
+        batch.paths
     }
 }
