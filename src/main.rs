@@ -12,6 +12,7 @@ use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::Arc;
+use std::time::Duration;
 
 fn main() -> ExitCode {
     let result = match cli::parse(std::env::args_os().skip(1)) {
@@ -103,8 +104,8 @@ fn run(run: cli::Run) -> refork::Result<ExitCode> {
 enum Seen {
     /// Something changed, and CMD is to be run.
     Batch,
-    /// A line beside the batches.
-    Text(String),
+    /// What is not watched, and when this was found.
+    Trouble(Duration, String),
     /// A batch could not be printed.
     Unread(io::Error),
     Lost,
@@ -125,12 +126,16 @@ fn watch(watch: cli::Watch) -> refork::Result<ExitCode> {
     // Batches are printed where they are seen: one wake-up less on the way, and while the reader is slow the kernel keeps
     // what changes, and no memory of ours grows.
     let batch = move |paths: &[PathBuf]| {
-        let text = match (prints, json) {
-            (true, true) => show::json(refork::monotonic().as_nanos(), paths, rescan.swap(false, Relaxed), None),
-            (true, false) => show::lines(paths),
+        let _in_one_piece = io::stdout().lock();
+        let printed = match (prints, json) {
+            (true, true) => {
+                let rescan = rescan.swap(false, Relaxed);
+                show::json(&mut print, refork::monotonic().as_nanos(), paths, rescan, None)
+            }
+            (true, false) => show::lines(&mut print, paths),
             (false, _) => return drop(send.send(Seen::Batch)),
         };
-        if let Err(e) = print(&text) {
+        if let Err(e) = printed {
             let _ = send.send(Seen::Unread(e));
         }
     };
@@ -145,8 +150,7 @@ fn watch(watch: cli::Watch) -> refork::Result<ExitCode> {
                 _ => return,
             };
             if json {
-                let text = show::json(refork::monotonic().as_nanos(), &[], false, Some(why));
-                let _ = tell.send(Seen::Text(text));
+                let _ = tell.send(Seen::Trouble(refork::monotonic(), why.to_owned()));
             }
             if matches!(trouble, Trouble::Lost(_)) {
                 let _ = tell.send(Seen::Lost);
@@ -187,7 +191,7 @@ fn watch(watch: cli::Watch) -> refork::Result<ExitCode> {
 fn print_batches(seen: &Receiver<Seen>) -> io::Result<()> {
     for seen in seen {
         match seen {
-            Seen::Text(text) => print(&text)?,
+            Seen::Trouble(at, why) => show::json(&mut print, at.as_nanos(), &[], false, Some(&why))?,
             Seen::Unread(e) => return Err(e),
             Seen::Batch => {}
             Seen::Lost => break,

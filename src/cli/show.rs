@@ -1,6 +1,7 @@
 //! Bytes of strangers as text: one line for people, JSON for programs.
 
 use std::fmt::Write;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -44,15 +45,35 @@ fn add_line(text: &mut String, bytes: &[u8]) {
     });
 }
 
-/// The paths of a batch in one line.
-pub(crate) fn lines(paths: &[PathBuf]) -> String {
-    let mut text = String::new();
-    for path in paths {
-        text.push_str(if text.is_empty() { "" } else { " " });
-        add_line(&mut text, path.as_os_str().as_bytes());
+/// Where lines go. That of a large batch comes in pieces, and takes no memory that matters.
+pub(crate) type Put<'a> = &'a mut dyn FnMut(&str) -> io::Result<()>;
+const PIECE: usize = 64 * 1024;
+
+/// `text` and the paths, as far as they are not put yet.
+fn all(
+    put: Put<'_>,
+    mut text: String,
+    paths: &[PathBuf],
+    between: char,
+    add: fn(&mut String, &[u8]),
+) -> io::Result<String> {
+    for (i, path) in paths.iter().enumerate() {
+        if i > 0 {
+            text.push(between);
+        }
+        add(&mut text, path.as_os_str().as_bytes());
+        if text.len() >= PIECE {
+            put(&text)?;
+            text.clear();
+        }
     }
-    text.push('\n');
-    text
+    Ok(text)
+}
+
+/// The paths of a batch in one line.
+pub(crate) fn lines(put: Put<'_>, paths: &[PathBuf]) -> io::Result<()> {
+    let text = all(put, String::new(), paths, ' ', add_line)?;
+    put(&(text + "\n"))
 }
 
 /// A JSON string. Bytes that are not UTF-8 become `\udcXX`, as Python's surrogateescape writes and reads them.
@@ -77,15 +98,8 @@ pub(crate) fn json_ready(t_ns: u128) -> String {
 }
 
 /// `{"t_ns":N,"paths":["..."]}`, with `"rescan":true` and `"error":"..."` where there is something to tell.
-pub(crate) fn json(t_ns: u128, paths: &[PathBuf], rescan: bool, error: Option<&str>) -> String {
-    // Enough where nothing is escaped: a burst's line is long.
-    let length = paths.iter().map(|path| path.as_os_str().len() + 3).sum::<usize>();
-    let mut text = String::with_capacity(64 + length);
-    let _ = write!(text, "{{\"t_ns\":{t_ns},\"paths\":[");
-    for (i, path) in paths.iter().enumerate() {
-        text.push_str(if i == 0 { "" } else { "," });
-        string(&mut text, path.as_os_str().as_bytes());
-    }
+pub(crate) fn json(put: Put<'_>, t_ns: u128, paths: &[PathBuf], rescan: bool, error: Option<&str>) -> io::Result<()> {
+    let mut text = all(put, format!("{{\"t_ns\":{t_ns},\"paths\":["), paths, ',', string)?;
     text.push(']');
     if rescan {
         text.push_str(",\"rescan\":true");
@@ -95,5 +109,5 @@ pub(crate) fn json(t_ns: u128, paths: &[PathBuf], rescan: bool, error: Option<&s
         string(&mut text, error.as_bytes());
     }
     text.push_str("}\n");
-    text
+    put(&text)
 }

@@ -214,12 +214,24 @@ fn complaints_name_the_bad_argument() {
 fn paths_as_lines_and_as_json() {
     let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
     let paths = [path(b"/a b/\"\\"), path("/é\n\u{1b}\u{85}".as_bytes()), path(b"/\xffx\xe9"), path(b"\xed\xa0\x80")];
-    assert_eq!(show::lines(&paths), "/a b/\"\\ /é\\n\\u{1b}\\u{85} /\\xffx\\xe9 \\xed\\xa0\\x80\n");
+    let written = |write: &dyn Fn(show::Put<'_>) -> std::io::Result<()>| {
+        let mut out = String::new();
+        write(&mut |piece| {
+            out.push_str(piece);
+            Ok(())
+        })
+        .unwrap();
+        out
+    };
     assert_eq!(
-        show::json(7, &paths, true, Some("no \"x\"")),
+        written(&|put| show::lines(put, &paths)),
+        "/a b/\"\\ /é\\n\\u{1b}\\u{85} /\\xffx\\xe9 \\xed\\xa0\\x80\n"
+    );
+    assert_eq!(
+        written(&|put| show::json(put, 7, &paths, true, Some("no \"x\""))),
         "{\"t_ns\":7,\"paths\":[\"/a b/\\\"\\\\\",\"/é\\u000a\\u001b\\u0085\",\"/\\udcffx\\udce9\",\
          \"\\udced\\udca0\\udc80\"],\"rescan\":true,\"error\":\"no \\\"x\\\"\"}\n"
     );
-    assert_eq!(show::json(8, &[], false, None), "{\"t_ns\":8,\"paths\":[]}\n");
+    assert_eq!(written(&|put| show::json(put, 8, &[], false, None)), "{\"t_ns\":8,\"paths\":[]}\n");
     assert_eq!(show::json_ready(9), "{\"ready\":true,\"t_ns\":9}\n");
 }
