@@ -4,7 +4,7 @@
 //! The kernel gives one watch descriptor per inode. A directory that is reached by several names (symbolic links, bind
 //! mounts) has several nodes with the same watch: aliases.
 
-use super::by_watch::Pages;
+use super::by_watch::{ByWatch, Pages};
 use std::collections::HashSet;
 
 /// No node.
@@ -12,18 +12,27 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// No watch: the node's directory is gone, or not this one any more.
 const DEAD: i32 = -1;
 
+/// Sixteen bytes: there are many.
 struct Node {
     wd: i32,
     parent: u32,
+    /// Where its name lies in `Tree::names`, and how long it is. Of a root: the path as the user named it.
+    name: u32,
+    len: u16,
+    /// Something that counts may be in it: it was there at the start, or such a file has been reported since.
+    counts: bool,
+}
+
+/// What few nodes have.
+#[derive(Clone, Copy, PartialEq)]
+struct Rare {
     /// The next node with the same watch.
     alias: u32,
     /// The link that led here; `NONE` for a plain subdirectory.
     link: u32,
-    /// Where its name lies in `Tree::names`. Of a root: the path as the user named it.
-    name: (u32, u32),
-    /// Something that counts may be in it: it was there at the start, or such a file has been reported since.
-    counts: bool,
 }
+
+const NOTHING_RARE: Rare = Rare { alias: NONE, link: NONE };
 
 /// So many bytes of names that nobody has any more are not worth moving the others together.
 const FEW: usize = 4096;
@@ -38,6 +47,8 @@ pub(crate) struct Tree {
     free: Vec<u32>,
     /// The first node of each watch.
     by_wd: Pages,
+    /// By node.
+    rare: ByWatch<Rare>,
     /// Something was killed since the last sweep.
     died: bool,
 }
@@ -50,7 +61,8 @@ impl Tree {
     /// A new node; `link` is the link that led to it, or `NONE`; `counts`: nobody knows what is in it.
     pub(crate) fn add(&mut self, parent: u32, name: &[u8], wd: i32, link: u32, counts: bool) -> u32 {
         let alias = self.by_wd.get(wd).unwrap_or(NONE);
-        let node = Node { wd, parent, alias, link, name: self.keep_name(name), counts };
+        let (name, len) = self.keep_name(name);
+        let node = Node { wd, parent, name, len, counts };
         let id = match self.free.pop() {
             Some(id) => {
                 self.nodes[id as usize] = node;
@@ -62,31 +74,44 @@ impl Tree {
             }
         };
         self.by_wd.insert(wd, id);
+        self.set_rare(id, Rare { alias, link });
         id
     }
 
-    fn keep_name(&mut self, name: &[u8]) -> (u32, u32) {
-        let from = self.names.len();
-        self.names.extend_from_slice(name);
-        (from as u32, name.len() as u32)
+    fn rare(&self, id: u32) -> Rare {
+        self.rare.get(&(id as i32)).copied().unwrap_or(NOTHING_RARE)
+    }
+
+    fn set_rare(&mut self, id: u32, rare: Rare) {
+        match rare == NOTHING_RARE {
+            true => self.rare.remove(&(id as i32)),
+            false => self.rare.insert(id as i32, rare),
+        };
+    }
+
+    /// The kernel's names have at most 255 bytes, its paths 4,096.
+    fn keep_name(&mut self, name: &[u8]) -> (u32, u16) {
+        let (from, len) = (self.names.len() as u32, u16::try_from(name.len()).unwrap_or(u16::MAX));
+        self.names.extend_from_slice(&name[..len.into()]);
+        (from, len)
     }
 
     fn name(&self, node: &Node) -> &[u8] {
-        let (from, len) = (node.name.0 as usize, node.name.1 as usize);
+        let (from, len) = (node.name as usize, usize::from(node.len));
         self.names.get(from..from + len).unwrap_or_default()
     }
 
     /// Gives the node another name, and moves all names together when more are waste than not.
     fn rename(&mut self, id: u32, name: &[u8]) {
-        let name = self.keep_name(name);
+        let (name, len) = self.keep_name(name);
         let node = &mut self.nodes[id as usize];
-        self.waste += node.name.1 as usize;
-        node.name = name;
+        self.waste += usize::from(node.len);
+        (node.name, node.len) = (name, len);
         if self.waste > FEW.max(self.names.len() / 2) {
             let old = std::mem::take(&mut self.names);
             for node in &mut self.nodes {
-                let (from, len) = (node.name.0 as usize, node.name.1 as usize);
-                node.name.0 = self.names.len() as u32;
+                let (from, len) = (node.name as usize, usize::from(node.len));
+                node.name = self.names.len() as u32;
                 self.names.extend_from_slice(&old[from..from + len]);
             }
             self.waste = 0;
@@ -98,7 +123,7 @@ impl Tree {
     }
 
     pub(crate) fn link(&self, id: u32) -> u32 {
-        self.node(id).map_or(NONE, |node| node.link)
+        self.rare(id).link
     }
 
     pub(crate) fn knows(&self, wd: i32) -> bool {
@@ -111,7 +136,7 @@ impl Tree {
     }
 
     pub(crate) fn next(&self, id: u32) -> u32 {
-        self.node(id).map_or(NONE, |node| node.alias)
+        self.rare(id).alias
     }
 
     /// All nodes of a watch.
@@ -128,7 +153,8 @@ impl Tree {
     /// The plain node with this watch in this place.
     pub(crate) fn find(&self, wd: i32, parent: u32, name: &[u8]) -> Option<u32> {
         self.of(wd).into_iter().find(|id| {
-            self.node(*id).is_some_and(|node| node.link == NONE && node.parent == parent && self.name(node) == name)
+            let plain = self.link(*id) == NONE;
+            self.node(*id).is_some_and(|node| plain && node.parent == parent && self.name(node) == name)
         })
     }
 
@@ -142,7 +168,7 @@ impl Tree {
         let Some(node) = self.node(id) else { return 0 };
         if node.parent == NONE {
             path.extend_from_slice(self.name(node));
-            return node.name.1 as usize;
+            return node.len.into();
         }
         let inner = self.path(node.parent, path);
         if path.last() != Some(&b'/') {
@@ -198,26 +224,23 @@ impl Tree {
 
     /// The node is a plain directory now.
     pub(crate) fn unlink(&mut self, id: u32) {
-        if let Some(node) = self.nodes.get_mut(id as usize) {
-            node.link = NONE;
-        }
+        self.set_rare(id, Rare { link: NONE, ..self.rare(id) });
     }
 
     /// Takes the node's watch away.
     pub(crate) fn detach(&mut self, id: u32) {
-        let Some(Node { wd, alias, .. }) = self.node(id) else { return };
-        let (wd, alias) = (*wd, *alias);
+        let (wd, Rare { alias, link }) = (self.wd(id), self.rare(id));
         if wd == DEAD {
             return;
         }
         let before = self.of(wd).into_iter().find(|other| self.next(*other) == id);
         match before {
-            Some(before) => self.nodes[before as usize].alias = alias,
+            Some(before) => self.set_rare(before, Rare { alias, ..self.rare(before) }),
             None if alias == NONE => self.by_wd.remove(wd),
             None => self.by_wd.insert(wd, alias),
         }
-        let node = &mut self.nodes[id as usize];
-        (node.wd, node.alias) = (DEAD, NONE);
+        self.nodes[id as usize].wd = DEAD;
+        self.set_rare(id, Rare { alias: NONE, link });
     }
 
     /// The node and all below it go at the next sweep. Returns its watch if nobody else has it.
@@ -258,6 +281,7 @@ impl Tree {
                 gone(wd);
             }
             self.rename(id, b"");
+            self.set_rare(id, NOTHING_RARE);
             free.push(id);
         }
         self.free = free;
