@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use std::collections::HashSet;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
@@ -196,5 +197,28 @@ fn watch_ends_with_0_when_nobody_reads() {
     proc.line("gone");
     dir.save("src/a.py", "2");
     proc.line("code 0");
+    proc.end();
+}
+
+#[test]
+fn a_reader_that_pauses_is_waited_for_and_loses_nothing() {
+    let dir = with_source();
+    // The line is six times what a pipe holds: it is printed in pieces, and none is read before all is saved.
+    let watch = "'REFORK' watch --debounce=200 & echo pid $! >&2; wait";
+    let script = format!("cd 'DIR' && {{ {watch}; }} | {{ read go <../fifo; cat >&2; }}");
+    let script = script.replace("DIR", &dir.str("src")).replace("REFORK", REFORK);
+    sh(&format!("mkfifo '{}'", dir.str("fifo")), "");
+    let mut proc = Proc::start("sh", &["-c", &script]);
+    let pid = proc.line("pid ")[4..].parse().unwrap();
+    proc.line("ready");
+    let mut missing: HashSet<String> = (0..2000).map(|n| format!("./{}{n}.py", "x".repeat(200))).collect();
+    for name in &missing {
+        dir.save(&format!("src/{name}"), "");
+    }
+    std::fs::write(dir.path("fifo"), "go\n").unwrap();
+    while !missing.is_empty() {
+        proc.line(".py").split(' ').for_each(|path| drop(missing.remove(path)));
+    }
+    signal(pid, "TERM");
     proc.end();
 }
