@@ -40,8 +40,22 @@ fn complain(text: &str) {
 /// To standard output, now.
 fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    let mut rest = text.as_bytes();
+    loop {
+        let wrote = match rest {
+            [] => out.flush().map(|()| 0),
+            rest => out.write(rest),
+        };
+        match wrote {
+            Ok(0) if rest.is_empty() => return Ok(()),
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => rest = &rest[n..],
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // Somebody who shares it made it non-blocking: its reader is waited for all the same.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(10)),
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 /// What a failed write to standard output means. Rust ignores SIGPIPE, which would end us with 141 here: the reader

@@ -85,6 +85,7 @@ pub(super) struct Service<'a> {
 
 pub(super) fn run(mut master: Master, wants: Vec<Vec<Want>>, job: Job<'_>) -> Result<()> {
     let mut signals = Signals::install(&master.mask)?;
+    process::expect_forks();
     if matches!(job, Job::Command(_)) {
         // What a shell leaves is then reaped at its end, and not when PID 1 finds the time. In a library's master that
         // would take the children of the user's own code.

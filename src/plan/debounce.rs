@@ -42,7 +42,7 @@ impl Debounce {
 
     /// When the open batch is due; `None`: nothing changed.
     pub(crate) fn deadline(&self) -> Option<Moment> {
-        self.open.map(|(first, last)| (last + self.quiet).min(first + self.cap))
+        self.open.map(|(first, last)| last.saturating_add(self.quiet).min(first.saturating_add(self.cap)))
     }
 
     /// How long to wait for the deadline, in two steps: until shortly before, then the rest.

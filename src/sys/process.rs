@@ -14,11 +14,13 @@ use super::{cvt, fd, os, signal};
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 static GATE: Mutex<()> = Mutex::new(());
 static WANTED: AtomicUsize = AtomicUsize::new(0);
+/// A master runs in this process.
+static FORKS: AtomicBool = AtomicBool::new(false);
 
 /// Held: no other thread of ours is in the middle of anything.
 pub(crate) struct Gate {
@@ -49,6 +51,23 @@ pub(crate) fn yield_gate(gate: &mut Option<Gate>) {
         while WANTED.load(SeqCst) > 0 {
             std::thread::yield_now();
         }
+        *gate = Some(pass_gate());
+    }
+}
+
+/// From now on this process forks.
+pub(crate) fn expect_forks() {
+    FORKS.store(true, SeqCst);
+}
+
+/// Somebody else's code, on a watcher's thread: without the gate where nobody forks, for it may wait for another watcher.
+pub(crate) fn call_out(gate: &mut Option<Gate>, call: impl FnOnce()) {
+    let held = gate.is_some();
+    if !FORKS.load(SeqCst) {
+        *gate = None;
+    }
+    call();
+    if held && gate.is_none() {
         *gate = Some(pass_gate());
     }
 }

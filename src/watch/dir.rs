@@ -136,9 +136,10 @@ mod os {
     /// File systems on which a directory's link count is 2 plus its subdirectories: ext2 to ext4, xfs, tmpfs.
     const COUNTED: [u64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
 
-    /// What is mounted of such file systems: mount point and type. Usually nothing, and then it costs nothing to know.
+    /// What is mounted of such file systems: mount point and type. Usually nothing.
     pub(crate) fn silent_mounts(mountinfo: &[u8]) -> Vec<(Vec<u8>, String)> {
-        let known = |kind: &str| SILENT.iter().any(|(_, name)| kind == *name || kind.starts_with("fuse"));
+        let known =
+            |kind: &str| SILENT.iter().any(|(_, name)| kind == *name || kind == "fuseblk" || kind.starts_with("fuse."));
         let also = |kind: &str| kind.starts_with("nfs") || kind == "virtiofs" || kind == "prl_fs";
         let lines = mountinfo.split(|byte| *byte == b'\n');
         let mounts = lines.filter_map(|line| {
@@ -168,7 +169,7 @@ mod os {
     #[test]
     fn mounts_that_do_not_tell() {
         let text = b"22 1 0:20 / /sys rw - sysfs sysfs rw\n36 35 98:0 /m /mnt/a\\040b rw master:1 - fuse.sshfs h: rw\n\
-                     40 1 0:3 / /n rw shared:2 - nfs4 s:/ rw\nbroken line - \n41 1 0:9 / /x rw - ext4 /dev/x rw\n";
+                     40 1 0:3 / /n rw shared:2 - nfs4 s:/ rw\n23 22 0:5 / /f rw - fusectl fusectl rw\nbroken line - \n41 1 0:9 / /x rw - ext4 /dev/x rw\n";
         let points = silent_mounts(text).into_iter().map(|(point, kind)| (String::from_utf8(point).unwrap(), kind));
         let wanted = [("/mnt/a b", "fuse.sshfs"), ("/n", "nfs4")].map(|(a, b)| (a.to_owned(), b.to_owned()));
         assert_eq!(points.collect::<Vec<_>>(), wanted);
@@ -261,6 +262,13 @@ mod os {
             at(&self.0.join(OsStr::from_bytes(name)), follow)
         }
     }
+}
+
+/// Why the directory to which this link leads is not watched. Asked of the root and of what is on another file system.
+pub(crate) fn refused_link(path: &[u8], target: &Stat) -> Option<&'static str> {
+    let near = stat(path, false).is_ok_and(|link| link.dev == target.dev);
+    let root = stat(b"/", true).is_ok_and(|root| (root.dev, root.ino) == (target.dev, target.ino));
+    (root || !near).then(|| refused(Path::new(OsStr::from_bytes(path)))).flatten()
 }
 
 /// Why a path is not watched at all: the whole system, or what the kernel makes up.

@@ -2,7 +2,7 @@
 
 use super::batch::Batch;
 use super::thread::Shared;
-use super::{dir, poll, Backend, Trouble};
+use super::{dir, poll, Backend};
 use crate::error::{Error, Op, Result};
 use crate::log;
 use crate::plan::Moment;
@@ -54,8 +54,12 @@ impl Eyes {
             if !roots.iter().any(|root| root == bytes) {
                 roots.push(bytes.to_vec());
             }
-            if dir::stat(bytes, true).is_err() {
-                log::warn(format!("{} does not exist yet; it is watched for", dir::shown(bytes)));
+            match dir::stat(bytes, true) {
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    log::warn(format!("{} does not exist yet; it is watched for", dir::shown(bytes)));
+                }
+                Err(e) => log::warn(format!("{}: {e}; it is watched for", dir::shown(bytes))),
             }
         }
         let interval = match wanted.backend {
@@ -77,7 +81,7 @@ impl Eyes {
         };
         opened.map_err(|(path, e)| Error::new(Op::Watch, dir::shown(&path), e))?;
         trouble.append(&mut eyes.poll.trouble);
-        trouble.iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
+        shared.tell_all(&mut trouble, &mut None);
         let digest = eyes.publish(shared);
         if before.is_some() && before != digest {
             // Which file it was nobody knows, only where it was polled; if nothing is any more, not even that.
@@ -175,9 +179,9 @@ impl Eyes {
             let filter = shared.filter();
             inotify.read(&mut inotify::Context { filter: &filter, batch, gate })?;
             drop(filter);
-            std::mem::take(&mut inotify.trouble).iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
+            shared.tell_all(&mut inotify.trouble, gate);
             self.take_rest(shared, batch, gate);
-            std::mem::take(&mut self.poll.trouble).iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
+            shared.tell_all(&mut self.poll.trouble, gate);
         }
         Ok(())
     }
@@ -199,7 +203,7 @@ impl Eyes {
         let filter = shared.filter();
         self.poll.sweep(&mut poll::Context { filter: &filter, batch, gate, report: true });
         drop(filter);
-        std::mem::take(&mut self.poll.trouble).iter().for_each(|text| shared.tell(Trouble::Degraded(text)));
+        shared.tell_all(&mut self.poll.trouble, gate);
         if batch.count > before {
             self.publish(shared);
         }

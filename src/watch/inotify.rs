@@ -28,6 +28,8 @@ use std::time::{Duration, SystemTime};
 
 /// What happens to a file. Opening and reading it is nobody's business.
 const FILES: u32 = libc::IN_MODIFY | libc::IN_CLOSE_WRITE | libc::IN_ATTRIB;
+/// A file that has no name any more may still be written to, and would be taken for what has its name now.
+const NAMED: u32 = libc::IN_EXCL_UNLINK;
 /// What happens to a name, and to the watched directory itself.
 const NAMES: u32 = libc::IN_CREATE
     | libc::IN_DELETE
@@ -42,6 +44,8 @@ const NOTHING: i32 = -1;
 const GULP: usize = 64 * 1024;
 /// Gulps before the caller may look at its clock again.
 const GULPS: usize = 64;
+/// So many paths that were complained of are remembered.
+const MOST_TOLD: usize = 256;
 /// Subtracted from the time since when files may have changed unseen: clocks of file systems are coarse.
 const SLACK: Duration = Duration::from_secs(2);
 
@@ -110,6 +114,8 @@ pub(crate) struct Inotify {
     pub(crate) trouble: Vec<String>,
     /// Mount points of file systems that do not tell.
     pub(super) silent: Vec<(Vec<u8>, String)>,
+    /// Paths of which something has been said.
+    told: Vec<Box<[u8]>>,
     /// It has been said that a limit is reached.
     pub(super) exhausted: bool,
     /// It has been said that a directory has more names than are watched.
@@ -141,6 +147,7 @@ impl Inotify {
             rest: Vec::new(),
             trouble: Vec::new(),
             silent: dir::silent_mounts(&std::fs::read("/proc/self/mountinfo").unwrap_or_default()),
+            told: Vec::new(),
             exhausted: false,
             crowded: false,
             unusable: None,
@@ -176,17 +183,17 @@ impl Inotify {
     }
 
     pub(super) fn watch_tree(&self, path: &[u8], follow: bool) -> io::Result<i32> {
-        self.add(path, FILES | NAMES | if follow { 0 } else { libc::IN_DONT_FOLLOW })
+        self.add(path, FILES | NAMES | NAMED | if follow { 0 } else { libc::IN_DONT_FOLLOW })
     }
 
     /// For an anchor: names only, and what happens to files if one is named. Whatever else is watched there stays watched.
     pub(super) fn watch_names(&self, path: &[u8], file: bool) -> io::Result<i32> {
-        self.add(path, NAMES | libc::IN_MASK_ADD | if file { FILES } else { 0 })
+        self.add(path, NAMES | NAMED | libc::IN_MASK_ADD | if file { FILES } else { 0 })
     }
 
     /// For a directory on the way to something: only that it is moved.
     pub(super) fn watch_self(&self, path: &[u8]) -> io::Result<i32> {
-        self.add(path, libc::IN_MOVE_SELF | libc::IN_ONLYDIR | libc::IN_MASK_ADD)
+        self.add(path, libc::IN_MOVE_SELF | libc::IN_ONLYDIR | NAMED | libc::IN_MASK_ADD)
     }
 
     /// The kernel forgets a watch that nobody uses any more.
@@ -272,6 +279,10 @@ impl Inotify {
             }
         }
         if name.is_empty() {
+            if is(libc::IN_ATTRIB) && !self.unreadable.is_empty() {
+                // What is in it may perhaps be entered now.
+                self.tree.of(wd).into_iter().for_each(|node| self.try_again(|at, _| at == node, cx));
+            }
             return;
         }
         self.note_created(wd, name, mask);
@@ -343,13 +354,17 @@ impl Inotify {
         if mask & (libc::IN_CREATE | libc::IN_MOVED_TO) != 0 {
             self.walk_child(node, name, cx);
         } else if mask & libc::IN_ATTRIB != 0 {
-            let at = self.unreadable.iter().position(|(at, what)| *at == node && **what == *name);
-            if let Some(at) = at {
-                self.unreadable.swap_remove(at);
-                self.walk_child(node, name, cx);
-            }
+            self.try_again(|at, what| at == node && *what == *name, cx);
         }
         // One that went away tells of it by its own watch.
+    }
+
+    /// Subdirectories that could not be read, once more.
+    fn try_again(&mut self, which: impl Fn(u32, &[u8]) -> bool, cx: &mut Context<'_>) {
+        let (again, still) = std::mem::take(&mut self.unreadable).into_iter().partition(|(at, name)| which(*at, name));
+        self.unreadable = still;
+        let again: Vec<(u32, Box<[u8]>)> = again;
+        again.into_iter().for_each(|(node, name)| self.walk_child(node, &name, cx));
     }
 
     /// Everything that had to wait until the queue was read.
@@ -430,7 +445,7 @@ impl Inotify {
         (self.tree, self.anchors) = (Tree::default(), ByWatch::default());
         self.unreadable.clear();
         self.verify.clear();
-        cx.batch.rescan = true;
+        let reported = cx.batch.count;
         self.arm_roots(Report::Since(since), cx);
         before.into_iter().for_each(|wd| self.release(wd));
         for link in links.into_iter().flatten().filter(|link| link.parent == NONE) {
@@ -442,10 +457,23 @@ impl Inotify {
                 _ => cx.batch.report(&link.name),
             }
         }
+        // Nothing was lost if all that is watched is files, and they are as they were.
+        cx.batch.rescan |= cx.batch.count > reported;
     }
 
     /// A line for the user, once per path.
+    pub(super) fn tell(&mut self, path: &[u8], text: String) {
+        if self.told.iter().any(|told| **told == *path) {
+            return;
+        }
+        if self.told.len() >= MOST_TOLD {
+            self.told.clear();
+        }
+        self.told.push(path.into());
+        self.trouble.push(text);
+    }
+
     pub(super) fn complain(&mut self, path: &[u8], e: &io::Error) {
-        self.trouble.push(format!("cannot watch {}: {e}; the rest is watched", dir::shown(path)));
+        self.tell(path, format!("cannot watch {}: {e}; the rest is watched", dir::shown(path)));
     }
 }

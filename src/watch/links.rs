@@ -2,6 +2,7 @@
 
 use super::dir;
 use super::hops::hops;
+use super::inotify::Rest;
 use super::inotify::{Context, Inotify, Maybe};
 use super::tree::NONE;
 use super::walk::{found, Report};
@@ -173,6 +174,10 @@ impl Inotify {
         if !stat.is_dir() {
             return Target::File(dir::state(&stat));
         }
+        if let Some(why) = dir::refused_link(path, &stat).filter(|_| parent != NONE) {
+            self.tell(path, format!("{} is not followed: {why}", dir::shown(path)));
+            return Target::Loop;
+        }
         let wd = match self.watch_tree(path, true) {
             Ok(wd) => wd,
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::ENOMEM)) => {
@@ -181,13 +186,15 @@ impl Inotify {
             }
             // Gone since it was looked at; whatever comes in its place is an event.
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Target::Missing,
-            Err(e) => {
-                if parent == NONE && report == Report::Nothing {
-                    self.unusable.get_or_insert((path.into(), e));
-                } else {
-                    self.complain(path, &e);
-                }
+            Err(e) if parent == NONE && report == Report::Nothing => {
+                self.unusable.get_or_insert((path.into(), e));
                 return Target::Missing;
+            }
+            Err(e) => {
+                // May it be read one day? Its mode is not told of here.
+                self.complain(path, &e);
+                self.rest.push(Rest { path: path.into(), inner, report: report == Report::All });
+                return Target::Polled;
             }
         };
         match was {
@@ -235,23 +242,37 @@ impl Inotify {
                 break;
             }
             let old = self.take_aims(id);
-            let file = dir::stat(path, true).is_ok_and(|stat| !stat.is_dir());
+            let stat = dir::stat(path, true);
+            let (file, dir) = (stat.as_ref().is_ok_and(|stat| !stat.is_dir()), stat.is_ok_and(|stat| stat.is_dir()));
             let mut aims = Vec::new();
-            for (i, (dir, name)) in hops.iter().enumerate() {
-                let file = file && i + 1 == hops.len();
-                let dir = dir.as_os_str().as_bytes();
+            for (i, (above, name)) in hops.iter().enumerate() {
+                let last = i + 1 == hops.len();
+                let above = above.as_os_str().as_bytes();
                 let watched = match name.is_empty() {
-                    true => self.watch_self(dir),
-                    false => self.watch_names(dir, file),
+                    true => self.watch_self(above),
+                    false => self.watch_names(above, file && last),
                 };
                 match watched {
                     Ok(wd) => {
-                        let anchor = Anchor { name: name.as_bytes().into(), link: id, file };
+                        // What is missing may be a file: coming and going is a change of it.
+                        let anchor = Anchor { name: name.as_bytes().into(), link: id, file: last && !dir };
                         self.anchors.entry(wd).or_default().push(anchor);
                         aims.push(wd);
                     }
                     Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::ENOMEM)) => return Some(e),
-                    // Gone meanwhile: the next round sees it. A directory that may not be read is taken as it is.
+                    Err(e) if e.raw_os_error() == Some(libc::EACCES) && !name.is_empty() => {
+                        // What a name in a directory that may only be searched means, is seen by polling alone. Not of a
+                        // whole tree, though, as long as it is there: it has its own watches.
+                        if !last || !dir {
+                            return Some(e);
+                        }
+                        let (shown, above) = (dir::shown(path), dir::shown(above));
+                        self.tell(
+                            path,
+                            format!("names in {above} cannot be watched ({e}): if {shown} is replaced, nobody sees it"),
+                        );
+                    }
+                    // Gone meanwhile: the next round sees it. One on the way that may not be read is taken as it is.
                     Err(_) => {}
                 }
             }

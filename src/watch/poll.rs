@@ -10,7 +10,7 @@ use super::filter::Filter;
 use crate::plan::snapshot::{difference, digest, names, Files, State};
 use crate::plan::Moment;
 use crate::sys::{self, process::Gate, Stat};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -26,6 +26,9 @@ const FRESH: i64 = 3;
 const NOWHERE: State = 0;
 /// Directories below directories, at most.
 const DEPTH: usize = 500;
+/// So many names for one directory are enough: links that lead to each other in all ways end.
+const MOST_NAMES: u32 = 64;
+const CROWDED: &str = "its directory is watched by 64 names, which is the most";
 
 /// A path that is swept.
 struct Root {
@@ -69,10 +72,14 @@ pub(crate) struct Poll {
     roots: Vec<Root>,
     interval: Duration,
     follow: bool,
+    /// The whole file system's directory, to which a link may lead.
+    root: Option<(u64, u64)>,
     pub(super) fresh: i64,
     due: Option<Moment>,
     /// Named once.
-    unreadable: HashSet<Vec<u8>>,
+    told: HashSet<Vec<u8>>,
+    /// How often this look at a root has come to each directory.
+    visits: HashMap<(u64, u64), u32>,
     /// This sweep was short of descriptors or memory; and that has been said.
     short: (bool, bool),
     pub(crate) trouble: Vec<String>,
@@ -95,9 +102,11 @@ impl Poll {
             roots: Vec::new(),
             interval,
             follow,
+            root: dir::stat(b"/", true).ok().map(|root| (root.dev, root.ino)),
             fresh: FRESH,
             due: None,
-            unreadable: HashSet::new(),
+            told: HashSet::new(),
+            visits: HashMap::new(),
             short: (false, false),
             trouble: Vec::new(),
             chain: Vec::new(),
@@ -125,7 +134,7 @@ impl Poll {
             self.look(&mut root, cx);
         }
         self.roots.push(root);
-        self.due.get_or_insert(sys::now() + self.interval);
+        self.due.get_or_insert(sys::now().saturating_add(self.interval));
     }
 
     #[cfg(all(target_os = "linux", not(refork_portable)))]
@@ -155,7 +164,7 @@ impl Poll {
         self.roots = roots;
         self.short.1 = self.short.0;
         let now = sys::now();
-        self.due = Some(now + self.interval.max((now - begun) * REST));
+        self.due = Some(now.saturating_add(self.interval.max((now - begun) * REST)));
     }
 
     /// All states as one number: two sweeps that saw the same have the same, in whatever order the paths were added.
@@ -169,6 +178,7 @@ impl Poll {
     }
 
     fn look(&mut self, root: &mut Root, cx: &mut Context<'_>) {
+        self.visits = HashMap::new();
         let mut path = root.path.clone();
         let inner = root.inner;
         let before = std::mem::replace(&mut root.entry, Entry::Missing);
@@ -204,6 +214,7 @@ impl Poll {
                 }
             }
         };
+        self.visits = HashMap::new();
         // A directory that was left to polling is nothing that the user named.
         let named = root.inner == root.path.len() || !matches!(root.entry, Entry::Dir(_));
         if changed && named && cx.report {
@@ -215,8 +226,14 @@ impl Poll {
     fn refresh(&mut self, snap: &mut Snap, path: &mut Vec<u8>, inner: usize, stat: &Stat, cx: &mut Context<'_>) {
         sys::process::yield_gate(cx.gate);
         let id = (stat.dev, stat.ino);
-        if self.chain.contains(&id) || self.chain.len() >= DEPTH {
+        if self.chain.contains(&id) {
             return;
+        }
+        if let Some(why) = self.refuses(id, path, stat) {
+            // Links that lead to each other would fill the log: said once.
+            let key: &[u8] = if why == CROWDED { b"" } else { path };
+            self.tell(key, format!("{} is not watched: {why}", dir::shown(path)));
+            return *snap = Snap::default();
         }
         snap.id = id;
         let own = if self.is_fresh(stat) { 0 } else { dir::state(stat) };
@@ -236,10 +253,7 @@ impl Poll {
                     // Gone meanwhile, or a file by now: the next sweep sees it.
                     Some(libc::ENOENT | libc::ENOTDIR) => {}
                     _ if is_want(&e) => self.want(path, &e),
-                    _ if self.unreadable.insert(path.clone()) => {
-                        self.trouble.push(format!("cannot read {}: {e}; the rest is watched", dir::shown(path)));
-                    }
-                    _ => {}
+                    _ => self.tell(path, format!("cannot read {}: {e}; the rest is watched", dir::shown(path))),
                 }
                 return;
             }
@@ -256,6 +270,27 @@ impl Poll {
             path.truncate(len);
         }
         self.chain.pop();
+    }
+
+    /// Why this directory is not looked at.
+    fn refuses(&mut self, id: (u64, u64), path: &[u8], stat: &Stat) -> Option<&'static str> {
+        let visits = self.visits.entry(id).or_default();
+        *visits += 1;
+        match self.chain.last() {
+            _ if *visits > MOST_NAMES => Some(CROWDED),
+            _ if self.chain.len() >= DEPTH => Some("it is too deep"),
+            Some((dev, _)) if self.follow && (*dev != stat.dev || self.root == Some(id)) => {
+                dir::refused(Path::new(OsStr::from_bytes(path)))
+            }
+            _ => None,
+        }
+    }
+
+    /// A line for the user, once per path.
+    fn tell(&mut self, path: &[u8], text: String) {
+        if self.told.insert(path.to_vec()) {
+            self.trouble.push(text);
+        }
     }
 
     fn is_fresh(&self, stat: &Stat) -> bool {

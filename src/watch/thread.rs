@@ -8,7 +8,7 @@ use crate::error::{Error, Op, Result};
 use crate::log::{self, Note};
 use crate::plan::debounce::Debounce;
 use crate::sys::fd::{interest, poll};
-use crate::sys::process::{pass_gate, Gate};
+use crate::sys::process::{call_out, pass_gate, Gate};
 use crate::sys::{self, signal};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -64,6 +64,14 @@ impl Shared {
         }
     }
 
+    /// What cannot be watched.
+    pub(super) fn tell_all(&self, trouble: &mut Vec<String>, gate: &mut Option<Gate>) {
+        let all = std::mem::take(trouble);
+        if !all.is_empty() {
+            call_out(gate, || all.iter().for_each(|text| self.tell(Trouble::Degraded(text))));
+        }
+    }
+
     /// The line first, so that it is there whatever `on_change` does.
     fn change(&self, paths: &[PathBuf], rescan: bool) {
         if rescan {
@@ -81,7 +89,7 @@ impl Shared {
 /// A panic of the user's function is a line.
 fn guarded(name: &str, call: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
-        log::warn(format!("{name} panicked: {}; the watcher goes on", message(panic.as_ref())));
+        log::warn(format!("{name} panicked: {}", message(panic.as_ref())));
     }
 }
 
@@ -208,7 +216,7 @@ impl Body {
             if self.debounce.fire(sys::now()) {
                 let rescan = self.batch.rescan;
                 let paths = self.batch.take();
-                self.shared.change(&paths, rescan);
+                call_out(gate, || self.shared.change(&paths, rescan));
             }
         }
         Ok(())

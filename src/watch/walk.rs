@@ -57,7 +57,7 @@ impl Inotify {
         report: Report,
         cx: &mut Context<'_>,
     ) -> Option<(u32, bool)> {
-        if let Some(system) = self.silent_mount(path) {
+        if let Some(system) = self.silent_mount(path, name) {
             self.poll_silent(path, inner, report, &system);
             return None;
         }
@@ -167,9 +167,10 @@ impl Inotify {
     }
 
     /// The file system that is mounted here, if it does not tell of changes.
-    fn silent_mount(&self, path: &[u8]) -> Option<String> {
-        // Empty on most machines: nothing is resolved for nothing.
-        self.silent.first()?;
+    fn silent_mount(&self, path: &[u8], name: &[u8]) -> Option<String> {
+        // A plain directory's name is that of its mount point: nothing is resolved for nothing.
+        let named = |point: &[u8]| point.strip_suffix(name).is_some_and(|above| above.ends_with(b"/"));
+        self.silent.iter().find(|(point, _)| named(point))?;
         let real = std::fs::canonicalize(OsStr::from_bytes(path)).ok()?;
         let mount = self.silent.iter().find(|(point, _)| *point == real.as_os_str().as_bytes());
         mount.map(|(_, system)| system.clone())
