@@ -5,8 +5,9 @@ mod common;
 
 use common::*;
 use std::collections::HashSet;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// A server that reloads when something in `src` changes, and its address.
 fn server(dir: &Dir, options: &[&str], command: &[&str]) -> (Proc, String) {
@@ -217,8 +218,34 @@ fn a_reader_that_pauses_is_waited_for_and_loses_nothing() {
     }
     std::fs::write(dir.path("fifo"), "go\n").unwrap();
     while !missing.is_empty() {
-        proc.line(".py").split(' ').for_each(|path| drop(missing.remove(path)));
+        for path in proc.line(".py").split(' ') {
+            missing.remove(path);
+        }
     }
     signal(pid, "TERM");
     proc.end();
+    // Also where somebody has made the other end non-blocking.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let mut command = Command::new(REFORK);
+    command.args(["watch", "--debounce=200", &dir.str("src")]).stderr(Stdio::null());
+    let mut child = command.stdout(std::os::fd::OwnedFd::from(theirs)).spawn().unwrap();
+    drop(command);
+    let inotify = || sh(&format!("ls -l /proc/{}/task | wc -l", child.id()), "").trim() == "3";
+    until(|| "no second thread".into(), inotify);
+    let mut missing: HashSet<String> = (0..4000).map(|n| dir.str(&format!("src/{}{n}.py", "y".repeat(200)))).collect();
+    for path in &missing {
+        std::fs::write(path, "").unwrap();
+    }
+    for line in BufReader::new(ours).lines() {
+        for path in line.unwrap().split(' ') {
+            missing.remove(path);
+        }
+        if missing.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(missing, HashSet::new(), "{:?}", child.wait());
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -150,6 +150,7 @@ fn what_may_not_be_read_is_named_once_and_seen_when_it_may() {
         let line = proc.line("Permission denied");
         assert!(line.contains("t/shut") && line.contains("the rest is watched"), "{line}");
         proc.line("\"ready\":true");
+        sh(&format!("touch '{}'", dir.str("t/shut")), "");
         std::fs::write(dir.path("t/open/x.py"), "1").unwrap();
         proc.line("\"t/open/x.py\"");
         std::fs::write(dir.path("t/shut/y.py"), "1").unwrap();
@@ -167,6 +168,87 @@ fn what_may_not_be_read_is_named_once_and_seen_when_it_may() {
         assert_eq!(proc.end().code(), Some(1));
         assert_eq!(proc.seen, ["refork: cannot watch `t`: Permission denied (os error 13)"]);
     }
+}
+
+#[test]
+fn what_may_only_be_searched_or_only_be_listed_is_watched_by_other_means() {
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    if !can(&nobody) {
+        return;
+    }
+    for poll in ["", "--poll=20"] {
+        let dir = Dir::new();
+        let here = |script: &str| sh(&format!("cd '{}'; {script}", dir.str("")), "");
+        here(
+            "mkdir -p w r1 r2 closed/in t/p/s t/up out; echo > w/app.py; ln -s ../r1 w/cur; ln -s ../out t/l; \
+             chmod 755 . r1 r2 t; chmod 711 w; chmod 700 closed out t/up; chmod 744 t/p",
+        );
+        here(&format!("cp {REFORK} refork"));
+        let script =
+            format!("cd '{}' && exec ./refork watch --json {poll} w/app.py w/cur closed/in t >&2", dir.str(""));
+        let mut command = Command::new(nobody[0]);
+        command.args(&nobody[1..]).args(["sh", "-ec", &script]);
+        let mut proc = Proc::spawn(command);
+        proc.line("\"ready\":true");
+        assert!(proc.count("closed/in: Permission denied") > 0, "{}", proc.log());
+        for (deed, path) in [
+            ("echo 2 >> w/app.py", "w/app.py"),
+            ("ln -sfn ../r2 w/cur; echo > r2/b.py", "w/cur/b.py"),
+            ("chmod 755 t/p; echo > t/p/s/a.py", "t/p/s/a.py"),
+            ("chmod 755 t/up; mkdir -m 700 t/up/n; chmod 755 t/up/n; echo > t/up/n/x.py", "t/up/n/x.py"),
+            ("chmod 755 closed; echo > closed/in/x.py", "closed/in/x.py"),
+            ("chmod 755 out; echo > out/x.py", "t/l/x.py"),
+        ] {
+            here(deed);
+            proc.line(&format!("\"{path}\""));
+        }
+    }
+}
+
+#[test]
+fn links_to_the_kernels_files_and_to_everything_are_not_followed() {
+    let dir = Dir::new();
+    sh(&format!("cd '{}'; mkdir t; ln -s /proc/self t/me; ln -s /sys t/sys; ln -s / t/all", dir.str("")), "");
+    for poll in ["", "--poll=20"] {
+        let mut proc = watch(&dir, &["env"], "", &format!("--all {poll} t"));
+        proc.line("\"ready\":true");
+        assert_eq!(proc.count("warning: "), 3, "{}", proc.log());
+        std::fs::write(dir.path("t/x"), poll).unwrap();
+        proc.line("\"paths\":[\"t/x\"]");
+    }
+}
+
+#[test]
+fn links_that_lead_to_each_other_in_all_ways_end() {
+    let dir = Dir::new();
+    let script = "mkdir t; for i in 1 2 3 4 5 6 7 8 9 10; do mkdir t/$i; for k in 1 2 3 4 5 6 7 8 9 10; do \
+                  ln -s ../$k t/$i/l$k; done; done";
+    sh(&format!("cd '{}'; {script}", dir.str("")), "");
+    for poll in ["", "--poll=20"] {
+        let mut proc = watch(&dir, &["env"], "", &format!("{poll} t"));
+        proc.line("\"ready\":true");
+        std::fs::write(dir.path("t/1/x.py"), poll).unwrap();
+        let line = proc.line("\"t/1/x.py\"");
+        assert!((2..=64).contains(&line.matches("x.py\"").count()), "{line}");
+        assert_eq!(proc.count("warning: "), 1, "{}", proc.log());
+    }
+}
+
+#[test]
+fn a_full_queue_beside_a_named_file_is_no_change_of_it() {
+    let dir = Dir::new();
+    std::fs::write(dir.path("named"), "1").unwrap();
+    let mut proc = watch(&dir, &["env"], "", "named");
+    proc.line("\"ready\":true");
+    proc.signal("STOP");
+    let most: usize = sh("cat /proc/sys/fs/inotify/max_queued_events", "").trim().parse().unwrap();
+    for i in 0..most.min(100_000) {
+        std::fs::write(dir.path(&format!("other{i}")), "1").unwrap();
+    }
+    proc.signal("CONT");
+    std::fs::write(dir.path("named"), "22").unwrap();
+    proc.line("\"paths\":[\"named\"]");
+    assert_eq!(proc.count("warning: "), proc.count("rescan"), "{}", proc.log());
 }
 
 #[test]

@@ -254,7 +254,8 @@ impl Inotify {
             for anchor in list.iter().filter(|anchor| gone || *anchor.name == *name) {
                 if let Some(link) = self.links.get_mut(anchor.link as usize).and_then(Option::as_mut) {
                     link.dirty = true;
-                    link.touched |= anchor.file && is(FILES | libc::IN_MOVED_TO | libc::IN_CREATE);
+                    let happens = is(FILES | libc::IN_MOVED_TO | libc::IN_CREATE) && !is(libc::IN_ISDIR);
+                    link.touched |= anchor.file && happens;
                 }
             }
             if is(libc::IN_IGNORED) {
