@@ -55,10 +55,12 @@ cannot be executed, 127 not found; 128+n ended by signal n. REFORK_LOG=error|war
 pub(crate) const WATCH: &str = "\
 refork watch [OPTIONS] [PATH]... [-- CMD [ARG]...]
 
-Watches files, and directories with all that is in them [.]. Prints `ready` on standard error once nothing can be
+Watches files, and directories with all that is in them [.], but for hidden ones, node_modules, target, __pycache__ and
+the like (see --all), and what editors leave for a moment. Prints `ready` on standard error once nothing can be
 missed, then the changed paths of each batch on standard output, one line a batch, separated by spaces.
 
-  -- CMD [ARG]...       run CMD after each batch instead of printing. Changes while it runs: once more afterwards
+  -- CMD [ARG]...       run CMD after each batch instead of printing. Changes while it runs: once more afterwards.
+                        It is not ended with refork
       --json            {\"ready\":true,\"t_ns\":N}, then {\"t_ns\":N,\"paths\":[...]} for each batch, all on
                         standard output; \"rescan\":true: events were lost and the files were read again;
                         \"error\":\"...\": what is not watched, or only polled. t_ns: CLOCK_MONOTONIC.
@@ -73,7 +75,8 @@ missed, then the changed paths of each batch on standard output, one line a batc
   -V, --version
 
 A reader that is slow is waited for: the next batch then holds what changed meanwhile. Ends on SIGINT and SIGTERM, and
-with 0 when nobody reads its output any more. Exit codes: 1 the watcher has ended; 2 usage; 128+n ended by signal n.
+with 0 when nobody reads its output any more. Exit codes: 1 cannot watch, or not any more; 2 usage; 128+n ended by
+signal n.
 ";
 
 pub(crate) const RELOAD: &str = "\

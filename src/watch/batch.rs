@@ -1,5 +1,5 @@
-//! The paths of the open batch. Each is allocated once, as whoever hears of the batch gets it; an event that only repeats
-//! allocates nothing.
+//! The paths of the open batch. Each is allocated as whoever hears of the batch gets it; an event that only repeats one of
+//! the last ones allocates nothing.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// By a number that the kernel or we have counted up. No stranger chooses them: a multiplication mixes them enough.
+/// Keyed by watches and nodes: no stranger chooses such numbers, and a multiplication mixes them enough.
 pub(crate) type ByWatch<T> = HashMap<i32, T, BuildHasherDefault<Mix>>;
 
 #[derive(Default)]

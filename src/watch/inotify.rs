@@ -15,16 +15,15 @@ use super::batch::Batch;
 use super::by_watch::ByWatch;
 use super::dir;
 use super::filter::Filter;
-use super::links::{Anchor, Link, Target};
+use super::links::{Anchor, Link};
 use super::records::{Event, Events};
 use super::tree::{Tree, NONE};
 use super::walk::{Report, Walker};
 use crate::sys::{inotify, process::Gate};
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// What happens to a file. Opening and reading it is nobody's business.
 const FILES: u32 = libc::IN_MODIFY | libc::IN_CLOSE_WRITE | libc::IN_ATTRIB;
@@ -46,8 +45,6 @@ const GULP: usize = 64 * 1024;
 const GULPS: usize = 64;
 /// So many paths that were complained of are remembered.
 const MOST_TOLD: usize = 256;
-/// Subtracted from the time since when files may have changed unseen: clocks of file systems are coarse.
-const SLACK: Duration = Duration::from_secs(2);
 
 /// What every step needs: the filter, where changes go, and the gate to step aside for a master that wants to fork.
 pub(crate) struct Context<'a> {
@@ -63,11 +60,11 @@ fn is_inotify(fd: &OwnedFd) -> bool {
 }
 
 /// A path that was moved away or unmounted, and where its part below the root begins.
-struct Was {
-    path: Vec<u8>,
-    inner: usize,
+pub(super) struct Was {
+    pub(super) path: Vec<u8>,
+    pub(super) inner: usize,
     /// With all that contains it, up to the mount point.
-    unmounted: bool,
+    pub(super) unmounted: bool,
 }
 
 /// A name that may be a symbolic link.
@@ -89,7 +86,7 @@ pub(crate) struct Rest {
 
 pub(crate) struct Inotify {
     file: File,
-    roots: Vec<Vec<u8>>,
+    pub(super) roots: Vec<Vec<u8>>,
     buf: Vec<u8>,
     pub(super) follow: bool,
     pub(super) tree: Tree,
@@ -100,7 +97,7 @@ pub(crate) struct Inotify {
     pub(super) unreadable: Vec<(u32, Box<[u8]>)>,
     /// Nodes whose place is in doubt; of those that were moved or unmounted the path, for their parents may be moved
     /// too before they are looked at.
-    verify: Vec<(u32, Option<Was>)>,
+    pub(super) verify: Vec<(u32, Option<Was>)>,
     /// Names that may be symbolic links; found by a walk, or named by an event.
     pub(super) maybe: Vec<Maybe>,
     /// The watch and the name of what was created last and not written to yet: a file, unless nothing follows.
@@ -109,7 +106,7 @@ pub(crate) struct Inotify {
     last: (i32, Vec<u8>, bool),
     overflow: bool,
     /// When the queue was last known to be empty.
-    quiet: SystemTime,
+    pub(super) quiet: SystemTime,
     pub(crate) rest: Vec<Rest>,
     pub(crate) trouble: Vec<String>,
     /// Mount points of file systems that do not tell.
@@ -169,7 +166,7 @@ impl Inotify {
         self.walker = Walker::new();
     }
 
-    fn arm_roots(&mut self, report: Report, cx: &mut Context<'_>) {
+    pub(super) fn arm_roots(&mut self, report: Report, cx: &mut Context<'_>) {
         for root in self.roots.clone() {
             let id = self.new_link(NONE, &root);
             self.relink(id, report, cx);
@@ -340,7 +337,7 @@ impl Inotify {
         }
     }
 
-    fn flush_created(&mut self) {
+    pub(super) fn flush_created(&mut self) {
         let mut node = self.tree.first(self.created.0);
         while node != NONE {
             let name = self.created.1.as_slice().into();
@@ -366,100 +363,6 @@ impl Inotify {
         self.unreadable = still;
         let again: Vec<(u32, Box<[u8]>)> = again;
         again.into_iter().for_each(|(node, name)| self.walk_child(node, &name, cx));
-    }
-
-    /// Everything that had to wait until the queue was read.
-    fn settle(&mut self, cx: &mut Context<'_>) {
-        loop {
-            self.flush_created();
-            let verify = std::mem::take(&mut self.verify);
-            let maybe = std::mem::take(&mut self.maybe);
-            let dirty: Vec<u32> = (0..self.links.len() as u32).filter(|id| self.is_dirty(*id)).collect();
-            if verify.is_empty() && maybe.is_empty() && dirty.is_empty() {
-                break;
-            }
-            for (id, was) in verify {
-                self.verify_node(id, was, cx);
-            }
-            for maybe in maybe {
-                self.look_for_link(&maybe, cx);
-            }
-            for id in dirty {
-                self.relink(id, Report::All, cx);
-            }
-        }
-        let mut gone = Vec::new();
-        if let Some(alive) = self.tree.sweep(|wd| gone.push(wd)) {
-            let lives = |node: u32| node == NONE || alive.get(node as usize) == Some(&true);
-            self.unreadable.retain(|(node, _)| lives(*node));
-            for id in 0..self.links.len() as u32 {
-                if self.links[id as usize].as_ref().is_some_and(|link| !lives(link.parent)) {
-                    self.forget_link(id);
-                }
-            }
-            gone.into_iter().for_each(|wd| self.release(wd));
-        }
-    }
-
-    /// Is the node still what its name means?
-    fn verify_node(&mut self, id: u32, was: Option<Was>, cx: &mut Context<'_>) {
-        if let Some(Some(link)) = self.links.get_mut(self.tree.link(id) as usize) {
-            link.dirty = true;
-            return;
-        }
-        let mut path = Vec::new();
-        self.tree.path(id, &mut path);
-        let there = self.watch_tree(&path, false);
-        if there.as_ref().is_ok_and(|wd| *wd == self.tree.wd(id)) {
-            return;
-        }
-        // Files that were deleted were reported one by one; what is in a tree that was moved away was not.
-        // Of one that was made since and never held a file that counts there is nothing to say.
-        // An unmounted tree is told of by its mount point: the directory above is still there.
-        let (parent, name) = self.tree.place(id);
-        let top = |was: &Was| !was.unmounted || self.tree.knows(self.tree.wd(parent));
-        let counts = |was: &Was| self.tree.counts(id) && !cx.filter.prunes(&was.path, was.inner);
-        if let Some(was) = was.filter(|was| top(was) && counts(was)) {
-            cx.batch.report(&was.path);
-        }
-        self.kill(id);
-        if let Ok(wd) = there {
-            // Another directory is in its place, or the same one after an unmount.
-            if self.tree.find(wd, parent, &name).is_none() {
-                let id = self.tree.add(parent, &name, wd, NONE, false);
-                self.walk(id, Report::All, cx);
-            }
-        }
-    }
-
-    pub(super) fn kill(&mut self, id: u32) {
-        if let Some(wd) = self.tree.kill(id) {
-            self.release(wd);
-        }
-    }
-
-    /// Events were lost: all is read again, as at the start, on the same descriptor.
-    fn rescan(&mut self, cx: &mut Context<'_>) {
-        let since = self.quiet.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH);
-        let before: HashSet<i32> = self.tree.watches().chain(self.anchors.keys().copied()).collect();
-        let links = std::mem::take(&mut self.links);
-        (self.tree, self.anchors) = (Tree::default(), ByWatch::default());
-        self.unreadable.clear();
-        self.verify.clear();
-        let reported = cx.batch.count;
-        self.arm_roots(Report::Since(since), cx);
-        before.into_iter().for_each(|wd| self.release(wd));
-        for link in links.into_iter().flatten().filter(|link| link.parent == NONE) {
-            let now = self.links.iter().flatten().find(|now| now.parent == NONE && now.name == link.name);
-            match (&link.target, now.map(|now| &now.target)) {
-                (Target::File(was), Some(Target::File(is))) if was == is => {}
-                (Target::Missing, Some(Target::Missing)) | (Target::Polled, _) => {}
-                // What vanished has left no trace: the directory stands for it.
-                _ => cx.batch.report(&link.name),
-            }
-        }
-        // Nothing was lost if all that is watched is files, and they are as they were.
-        cx.batch.rescan |= cx.batch.count > reported;
     }
 
     /// A line for the user, once per path.

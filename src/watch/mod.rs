@@ -29,6 +29,8 @@ mod links;
 mod poll;
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 mod records;
+#[cfg(all(target_os = "linux", not(refork_portable)))]
+mod settle;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -81,8 +83,13 @@ pub enum Trouble<'a> {
 /// Watches files and directories, and calls `on_change` exactly once for each batch of changes.
 ///
 /// Directories are watched with all that is in them. A path may be a symbolic link, a part of it may be replaced, and it need
-/// not exist yet: names are watched, not inodes. Files count by their suffix (source files), unless [`include`],
-/// [`exclude`] or [`watch_filter`] say otherwise; a file that was named explicitly always counts.
+/// not exist yet: names are watched, not inodes. A relative path is looked up in the current directory, which must stay the
+/// same while the watcher runs. Files count by their suffix (source files), unless [`include`], [`exclude`] or
+/// [`watch_filter`] say otherwise; a file that was named explicitly always counts.
+///
+/// Left out, unless they are named themselves or there is a [`watch_filter`]: hidden directories, `node_modules`,
+/// `__pycache__`, `site-packages`, `target`, `CVS`, `_darcs`; hidden files, unless an [`include`] begins with the dot, too; and
+/// what editors leave for a moment: `*~`, `*.swp`, `*.swx`, `*.tmp`, `.#*`, `#*#`, names of four digits and more.
 ///
 /// ```
 /// # fn main() -> refork::Result<()> {
@@ -126,8 +133,12 @@ impl fmt::Debug for FileChangeWatcher {
 
 impl FileChangeWatcher {
     /// Watches `paths`. `on_change` gets the changed paths of a batch, as the watched path was named (relative stays relative),
-    /// each once, sorted. It runs on the watcher's thread, after the line that names the paths, and must not block; if it
-    /// panics, that is a line, and the watcher goes on.
+    /// each once, sorted. It runs on the watcher's thread, after the line that names the paths, and nothing is seen while it
+    /// blocks; if it panics, that is a line, and the watcher goes on. In a process that runs a [`crate::Master`] it holds up
+    /// every fork as well, and must not wait for the start, stop or end of another watcher.
+    ///
+    /// A directory that is renamed is reported with the new paths of its files, one that is moved out by its own; what was
+    /// in it before is named only by polling.
     pub fn new<P: Into<PathBuf>>(
         paths: impl IntoIterator<Item = P>,
         on_change: impl FnMut(&[PathBuf]) + Send + 'static,
@@ -153,7 +164,8 @@ impl FileChangeWatcher {
     }
 
     /// Decides which files count, instead of the built-in filter and [`FileChangeWatcher::include`]; no directory is left out
-    /// then, except by [`FileChangeWatcher::exclude`]. Called on the watcher's thread and in `start`, with paths of files.
+    /// then, except by [`FileChangeWatcher::exclude`]. Called on the watcher's thread and in `start`, with paths of files. A
+    /// panic of it is that of `start`, or ends the watcher ([`Trouble::Lost`]).
     pub fn watch_filter(self, filter: impl Fn(&Path) -> bool + Send + 'static) -> FileChangeWatcher {
         self.filter(|all| all.own = Some(Box::new(filter)))
     }
