@@ -150,6 +150,43 @@ fn a_sweep_looks_at_links_that_lead_nowhere() {
 
 #[cfg(all(target_os = "linux", not(refork_portable)))]
 #[test]
+fn moves_that_are_read_late_leave_nothing_behind() {
+    let base = std::env::temp_dir().canonicalize().unwrap().join(format!("refork-moves-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&base);
+    let r = base.join("r");
+    let make = |name: &str| std::fs::create_dir_all(r.join(name)).unwrap();
+    let mv = |from: &str, to: &str| std::fs::rename(r.join(from), r.join(to)).unwrap();
+    let exchange = |a: &str, b: &str| {
+        mv(a, "aside");
+        mv(b, a);
+        mv("aside", b);
+    };
+    ["c/b/a/c", "b/d/a/b", "d/c"].iter().for_each(|name| make(name));
+    let mut inotify = inotify::Inotify::open(vec![r.clone().into_os_string().into_vec()], true, None).unwrap();
+    let (filter, mut batch) = (Filter::default(), batch::Batch::new());
+    inotify.arm(&mut inotify::Context { filter: &filter, batch: &mut batch, gate: &mut None });
+    exchange("d/c", "c/b/a");
+    make("d/d/c/a");
+    exchange("c/b", "d/d/c");
+    mv("d/d/c/a", "b/d/e");
+    mv("d", "b/d/e/a");
+    inotify.read(&mut inotify::Context { filter: &filter, batch: &mut batch, gate: &mut None }).unwrap();
+    batch.take();
+    let mut all = vec![r.clone()];
+    let mut files = Vec::new();
+    while let Some(dir) = all.pop() {
+        all.extend(std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()));
+        files.push(dir.join("x.py"));
+    }
+    files.iter().for_each(|file| std::fs::write(file, "").unwrap());
+    files.sort_by_key(|file| file.as_os_str().as_encoded_bytes().to_vec());
+    inotify.read(&mut inotify::Context { filter: &filter, batch: &mut batch, gate: &mut None }).unwrap();
+    assert_eq!(batch.take(), files, "each in its place, and in no other");
+    std::fs::remove_dir_all(&base).unwrap();
+}
+
+#[cfg(all(target_os = "linux", not(refork_portable)))]
+#[test]
 fn random_and_truncated_records_neither_panic_nor_loop() {
     use super::records::{Entries, Events};
     // One event with a name, one without; two entries.

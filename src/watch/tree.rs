@@ -150,6 +150,12 @@ impl Tree {
         all
     }
 
+    /// The nodes right below.
+    pub(crate) fn below(&self, id: u32) -> impl Iterator<Item = u32> + '_ {
+        let alive = move |node: &Node| node.parent == id && node.wd != DEAD;
+        (0..).zip(&self.nodes).filter(move |(_, node)| alive(node)).map(|(id, _)| id)
+    }
+
     /// The plain node with this watch in this place.
     pub(crate) fn find(&self, wd: i32, parent: u32, name: &[u8]) -> Option<u32> {
         self.of(wd).into_iter().find(|id| {

@@ -90,6 +90,8 @@ impl Inotify {
                 self.tree.path(id, &mut old);
                 if self.watch_tree(&old, false).ok() != Some(wd) {
                     self.tree.place_at(id, node, name);
+                    // Events that are read late name what has its old path by now.
+                    self.verify.extend(self.tree.below(id).map(|below| (below, None)));
                     return Some((id, true));
                 }
             }
