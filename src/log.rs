@@ -108,7 +108,10 @@ pub(crate) fn say(note: &Note) {
         return sink(level, note);
     }
     let time = match TIME.load(Relaxed) {
-        true => format!("{:.3} ", monotonic().as_secs_f64()),
+        true => {
+            let now = monotonic();
+            format!("{}.{:03} ", now.as_secs(), now.subsec_millis())
+        }
         false => String::new(),
     };
     let mark = match level {

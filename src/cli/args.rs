@@ -25,6 +25,19 @@ pub(super) enum Word {
     Dashes,
 }
 
+/// Seconds with a fraction. Not a float: all that reads and writes floats would be in the program for it.
+fn decimal(text: &str) -> Option<Duration> {
+    let text = text.strip_prefix('+').unwrap_or(text);
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) || whole.len() + part.len() == 0 {
+        return None;
+    }
+    let seconds = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let nanos = part.bytes().chain(std::iter::repeat(b'0')).take(9);
+    Some(Duration::new(seconds, nanos.fold(0, |nanos, digit| 10 * nanos + u32::from(digit - b'0'))))
+}
+
 /// The argument loop.
 #[derive(Default)]
 pub(super) struct Args {
@@ -111,8 +124,7 @@ impl Args {
 
     pub(super) fn seconds(&mut self) -> Result<Duration> {
         let most = Duration::from_secs(u32::MAX.into());
-        let duration = |text: &str| Duration::try_from_secs_f64(text.parse().ok()?).ok().filter(|d| *d <= most);
-        self.parsed("is not a number of seconds, like 10 or 0.5", duration)
+        self.parsed("is not a number of seconds, like 10 or 0.5", |text| decimal(text).filter(|time| *time <= most))
     }
 
     /// `notify`, or how long a worker must live.

@@ -44,7 +44,9 @@ fn values_stand_behind_a_space_behind_an_equals_sign_or_in_the_same_word() {
     }
     assert_eq!(run("-w auto c").workers, None);
     assert_eq!(run("-w +2 c").workers, Some(2), "as strtol(3) reads numbers in other tools' options");
-    assert_eq!(run("--shutdown-timeout 0.5 c").shutdown_timeout, ms(500));
+    for (text, time) in [("0.5", 500), (".25", 250), ("3.", 3000), ("+2", 2000), ("1.0019999999999", 1001), ("0", 0)] {
+        assert_eq!(run(&format!("--shutdown-timeout {text} c")).shutdown_timeout.as_millis(), time, "{text}");
+    }
     assert_eq!((run("-v c").verbosity, run("-q c").verbosity, run("-v -q c").verbosity), (1, -1, -1));
 }
 
@@ -186,6 +188,10 @@ fn complaints_name_the_bad_argument() {
         ("run -b web= c", "-b: `web=` has no ADDR"),
         ("run -b =:80 c", "-b: `=:80` has an empty NAME"),
         ("run --shutdown-timeout -1 c", "--shutdown-timeout: `-1` is not a number of seconds"),
+        ("run --shutdown-timeout . c", "--shutdown-timeout: `.` is not a number of seconds"),
+        ("run --shutdown-timeout 1.-5 c", "`1.-5` is not a number of seconds"),
+        ("run --shutdown-timeout 4294967295.1 c", "`4294967295.1` is not a number of seconds"),
+        ("run --shutdown-timeout 99999999999999999999 c", "`99999999999999999999` is not a number of seconds"),
         ("run --shutdown-timeout inf c", "`inf` is not a number of seconds"),
         ("run --shutdown-timeout NaN c", "`NaN` is not a number of seconds"),
         ("run --shutdown-timeout 1e99 c", "`1e99` is not a number of seconds"),

@@ -373,7 +373,8 @@ impl Display for Note {
                 write!(f, "worker {slot} (pid {pid}) started, generation {generation}")
             }
             Note::Died { slot, pid, how, age, retry } => {
-                write!(f, "worker {slot} (pid {pid}) died: {how}, age {:.1} s", age.as_secs_f64())?;
+                let tenths = age.as_millis() / 100;
+                write!(f, "worker {slot} (pid {pid}) died: {how}, age {}.{} s", tenths / 10, tenths % 10)?;
                 match retry {
                     Some(wait) if wait.is_zero() => f.write_str("; starting another"),
                     Some(wait) => write!(f, "; starting another in {} ms", ms(wait)),

@@ -20,6 +20,7 @@ use super::records::{Event, Events};
 use super::tree::{Tree, NONE};
 use super::walk::{Report, Walker};
 use crate::sys::{inotify, process::Gate};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -91,6 +92,10 @@ pub(crate) struct Inotify {
     pub(super) follow: bool,
     pub(super) tree: Tree,
     pub(super) links: Vec<Option<Link>>,
+    /// By the directory that holds it, and its name.
+    pub(super) link_at: HashMap<(u32, Box<[u8]>), u32>,
+    /// Places in `links`.
+    pub(super) free_links: Vec<u32>,
     pub(super) anchors: ByWatch<Vec<Anchor>>,
     pub(super) walker: Walker,
     /// Subdirectories that may not be read: named once, tried again when their mode changes.
@@ -132,6 +137,8 @@ impl Inotify {
             follow,
             tree: Tree::default(),
             links: Vec::new(),
+            link_at: HashMap::new(),
+            free_links: Vec::new(),
             anchors: ByWatch::default(),
             walker: Walker::new(),
             unreadable: Vec::new(),

@@ -56,16 +56,13 @@ impl Inotify {
     pub(super) fn new_link(&mut self, parent: u32, name: &[u8]) -> u32 {
         let link =
             Link { parent, name: name.into(), target: Target::New, aims: Vec::new(), dirty: false, touched: false };
-        match self.links.iter().position(Option::is_none) {
-            Some(id) => {
-                self.links[id] = Some(link);
-                id as u32
-            }
-            None => {
-                self.links.push(Some(link));
-                self.links.len() as u32 - 1
-            }
-        }
+        let id = self.free_links.pop().unwrap_or_else(|| {
+            self.links.push(None);
+            self.links.len() as u32 - 1
+        });
+        self.links[id as usize] = Some(link);
+        self.link_at.insert((parent, name.into()), id);
+        id
     }
 
     pub(super) fn is_dirty(&self, id: u32) -> bool {
@@ -75,12 +72,11 @@ impl Inotify {
     /// A name that may be a symbolic link worth following.
     pub(super) fn look_for_link(&mut self, maybe: &Maybe, cx: &mut Context<'_>) {
         let (node, name, report) = (maybe.node, &maybe.name, maybe.report);
-        let known = |link: &Option<Link>| link.as_ref().is_some_and(|link| link.parent == node && link.name == *name);
-        if let Some(id) = self.links.iter().position(known) {
+        if let Some(id) = self.link_at.get(&(node, name.clone())).copied() {
             // An event was seen by its anchor, too. In a directory that was moved it has another path now, under which
             // all of it is news, and may lead elsewhere.
             if maybe.walked {
-                self.moved_link(id as u32, report, cx);
+                self.moved_link(id, report, cx);
             }
             return;
         }
@@ -316,6 +312,8 @@ impl Inotify {
     pub(super) fn forget_link(&mut self, id: u32) {
         let aims = self.take_aims(id);
         if let Some(link) = self.links.get_mut(id as usize).and_then(Option::take) {
+            self.link_at.remove(&(link.parent, link.name));
+            self.free_links.push(id);
             if let Target::Dir(node) = link.target {
                 if self.tree.link(node) == id {
                     self.kill(node);

@@ -5,7 +5,6 @@ use super::inotify::{Context, Inotify, Was};
 use super::links::Target;
 use super::tree::{Tree, NONE};
 use super::walk::Report;
-use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 /// Subtracted from the time since when files may have changed unseen: clocks of file systems are coarse.
@@ -85,8 +84,10 @@ impl Inotify {
     /// Events were lost: all is read again, as at the start, on the same descriptor.
     pub(super) fn rescan(&mut self, cx: &mut Context<'_>) {
         let since = self.quiet.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH);
-        let before: HashSet<i32> = self.tree.watches().chain(self.anchors.keys().copied()).collect();
+        let before: Vec<i32> = self.tree.watches().chain(self.anchors.keys().copied()).collect();
         let links = std::mem::take(&mut self.links);
+        self.link_at.clear();
+        self.free_links.clear();
         (self.tree, self.anchors) = (Tree::default(), ByWatch::default());
         self.unreadable.clear();
         self.verify.clear();

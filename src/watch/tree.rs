@@ -5,7 +5,6 @@
 //! mounts) has several nodes with the same watch: aliases.
 
 use super::by_watch::{ByWatch, Pages};
-use std::collections::HashSet;
 
 /// No node.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -281,8 +280,9 @@ impl Tree {
             way.into_iter().for_each(|id| alive[id as usize] = Some(answer));
         }
         let mut free = std::mem::take(&mut self.free);
-        let before: HashSet<u32> = free.iter().copied().collect();
-        for (id, _) in (0..).zip(&alive).filter(|(id, alive)| **alive == Some(false) && !before.contains(id)) {
+        let mut dead: Vec<bool> = alive.iter().map(|alive| *alive == Some(false)).collect();
+        free.iter().for_each(|id| dead[*id as usize] = false);
+        for (id, _) in (0..).zip(&dead).filter(|(_, dead)| **dead) {
             if let Some(wd) = self.kill(id) {
                 gone(wd);
             }

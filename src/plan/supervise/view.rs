@@ -70,7 +70,7 @@ impl Supervise {
     /// `slot:pid:generation:state` of each worker, separated by spaces.
     pub(crate) fn describe_workers(&self) -> String {
         let mut workers: Vec<&Worker> = self.workers.iter().collect();
-        workers.sort_by_key(|w| (w.slot, w.generation, w.pid));
+        workers.sort_unstable_by_key(|w| (w.slot, w.generation, w.pid));
         let word = |w: &Worker| match w.state {
             State::Booting { .. } => "booting",
             State::Ready => "ready",
