@@ -48,6 +48,7 @@ impl Batch {
     }
 
     /// The candidate.
+    #[cfg(all(target_os = "linux", not(refork_portable)))]
     pub(crate) fn path(&self) -> &[u8] {
         &self.candidate
     }

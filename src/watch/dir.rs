@@ -265,6 +265,7 @@ mod os {
 }
 
 /// Why the directory to which this link leads is not watched. Asked of the root and of what is on another file system.
+#[cfg(all(target_os = "linux", not(refork_portable)))]
 pub(crate) fn refused_link(path: &[u8], target: &Stat) -> Option<&'static str> {
     let near = stat(path, false).is_ok_and(|link| link.dev == target.dev);
     let root = stat(b"/", true).is_ok_and(|root| (root.dev, root.ino) == (target.dev, target.ino));

@@ -27,7 +27,7 @@ struct Size {
     sweeps: usize,
 }
 
-const FULL: Size = Size { dirs: 10_000, arms: 9, bursts: 5, saves: (100, 3), idle: Duration::from_secs(5), sweeps: 5 };
+const FULL: Size = Size { dirs: 10_000, arms: 9, bursts: 9, saves: (100, 3), idle: Duration::from_secs(5), sweeps: 5 };
 const QUICK: Size = Size { dirs: 2_000, arms: 3, bursts: 1, saves: (20, 1), idle: Duration::from_secs(1), sweeps: 2 };
 
 fn main() -> ExitCode {
@@ -88,9 +88,10 @@ fn candidates(skipped: &mut Vec<String>) -> Vec<Candidate> {
     all
 }
 
-/// One part for each candidate in turn; one that fails is not asked again.
-fn each(all: &mut [Candidate], tree: &Tree, mut part: impl FnMut(&mut Candidate) -> Result<(), String>) {
-    for candidate in all.iter_mut().filter(|candidate| candidate.failed.is_none()) {
+/// One part for each candidate in turn, in another order each round; one that fails is not asked again.
+fn each(all: &mut [Candidate], tree: &Tree, round: usize, mut part: impl FnMut(&mut Candidate) -> Result<(), String>) {
+    let (before, after) = all.split_at_mut(round % all.len().max(1));
+    for candidate in after.iter_mut().chain(before).filter(|candidate| candidate.failed.is_none()) {
         if let Err(error) = part(candidate) {
             eprintln!("bench: {}: {error}", candidate.name);
             candidate.failed = Some(error);
@@ -107,29 +108,29 @@ fn run(size: &Size) -> Result<bool, String> {
     let tree = Tree::build(size.dirs).map_err(|error| format!("cannot build the tree: {error}"))?;
     println!("{} directories, {} files in {}", tree.dirs.len(), tree.dirs.len() * tree::FILES_EACH, kind(&tree.root));
 
-    for _ in 0..size.arms {
-        each(&mut all, &tree, |candidate| match candidate.parts {
+    for round in 0..size.arms {
+        each(&mut all, &tree, round, |candidate| match candidate.parts {
             Parts::Bursts => Ok(()),
             _ => candidate.arm(&tree),
         });
     }
     if exists("strace") {
-        each(&mut all, &tree, |candidate| match candidate.parts {
+        each(&mut all, &tree, 0, |candidate| match candidate.parts {
             Parts::Bursts => Ok(()),
             _ => candidate.calls(&tree),
         });
     } else {
         skipped.push("system calls: strace cannot be run".to_owned());
     }
-    for _ in 0..size.bursts {
-        each(&mut all, &tree, |candidate| match candidate.parts {
+    for round in 0..size.bursts {
+        each(&mut all, &tree, round, |candidate| match candidate.parts {
             Parts::Arming => Ok(()),
             _ => candidate.bursts(&tree),
         });
     }
     let mut random = Random::new(1);
-    for _ in 0..size.saves.1 {
-        each(&mut all, &tree, |candidate| match candidate.parts {
+    for round in 0..size.saves.1 {
+        each(&mut all, &tree, round, |candidate| match candidate.parts {
             Parts::All => candidate.saves(&tree, size.saves.0, size.idle, &mut random),
             _ => Ok(()),
         });
