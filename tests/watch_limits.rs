@@ -229,7 +229,9 @@ fn links_that_lead_to_each_other_in_all_ways_end() {
         proc.line("\"ready\":true");
         std::fs::write(dir.path("t/1/x.py"), poll).unwrap();
         let line = proc.line("\"t/1/x.py\"");
-        assert!((2..=64).contains(&line.matches("x.py\"").count()), "{line}");
+        // A look that polls is not one moment: it may have passed most names before.
+        let least = if poll.is_empty() { 2 } else { 1 };
+        assert!((least..=64).contains(&line.matches("x.py\"").count()), "{line}");
         assert_eq!(proc.count("warning: "), 1, "{}", proc.log());
     }
 }
