@@ -2,7 +2,7 @@
 //!
 //! **The gate.** `fork` copies one thread. Whatever another thread held at that instant (the allocator, stdout's lock)
 //! stays held in the child for ever. So the watcher's thread holds the gate whenever it is awake and gives it up only
-//! inside poll(2), and `fork` demands the gate as an argument. The master announces that it wants it, and the thread,
+//! inside poll(2) (and, where no master runs in the process, for the user's callbacks), and `fork` demands the gate as an argument. The master announces that it wants it, and the thread,
 //! which asks between two directories of a sweep, steps aside. Without the gate children hung at once; with it none of
 //! 2,000.
 //!

@@ -169,7 +169,8 @@ mod os {
     #[test]
     fn mounts_that_do_not_tell() {
         let text = b"22 1 0:20 / /sys rw - sysfs sysfs rw\n36 35 98:0 /m /mnt/a\\040b rw master:1 - fuse.sshfs h: rw\n\
-                     40 1 0:3 / /n rw shared:2 - nfs4 s:/ rw\n23 22 0:5 / /f rw - fusectl fusectl rw\nbroken line - \n41 1 0:9 / /x rw - ext4 /dev/x rw\n";
+                     40 1 0:3 / /n rw shared:2 - nfs4 s:/ rw\n23 22 0:5 / /f rw - fusectl fusectl rw\nbroken line - \n\
+                     41 1 0:9 / /x rw - ext4 /dev/x rw\n";
         let points = silent_mounts(text).into_iter().map(|(point, kind)| (String::from_utf8(point).unwrap(), kind));
         let wanted = [("/mnt/a b", "fuse.sshfs"), ("/n", "nfs4")].map(|(a, b)| (a.to_owned(), b.to_owned()));
         assert_eq!(points.collect::<Vec<_>>(), wanted);

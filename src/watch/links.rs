@@ -2,8 +2,7 @@
 
 use super::dir;
 use super::hops::hops;
-use super::inotify::Rest;
-use super::inotify::{Context, Inotify, Maybe};
+use super::inotify::{Context, Inotify, Maybe, Rest};
 use super::tree::NONE;
 use super::walk::{found, Report};
 use crate::plan::snapshot::State;
