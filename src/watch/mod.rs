@@ -4,9 +4,10 @@
 //! since. `start` does both. A master forks its first workers in between: what they load, they load under watch, and no
 //! thread exists yet when they are forked.
 //!
-//! **The gate** (see `sys::process`). The thread holds it whenever it is awake: around everything but poll(2) and, in a process
-//! without a master, the user's callbacks; and it steps aside after each directory of a long walk. So a fork never copies the thread in the middle of anything. The spawner
-//! waits until the thread has the gate, for a thread's first steps allocate.
+//! **The gate** (see `sys::process`). The thread holds it whenever it is awake: around everything but poll(2) and, in a
+//! process without a master, the user's callbacks; and it steps aside after each directory of a long walk. So a fork never
+//! copies the thread in the middle of anything. The spawner waits until the thread has the gate, for a thread's first
+//! steps allocate.
 //!
 //! **One loop**: wait for the kernel, the next sweep or the end of the quiet window; let the backends write changed paths
 //! into the batch; when `plan::Debounce` says that it is complete, say the line, then call `on_change`.
